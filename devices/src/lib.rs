@@ -1,1 +1,2 @@
 //! devices
+pub mod platform;
