@@ -15,7 +15,14 @@ pub struct Address {
 impl Address {
     /// The function `device.function` of bus `bus`, or `None` when a number is out of range.
     pub const fn new(bus: u8, device: u8, function: u8) -> Option<Self> {
-        if device < 32 && function < 8 { Some(Self { bus, devfn: device << 3 | function }) } else { None }
+        if device < 32 && function < 8 {
+            Some(Self {
+                bus,
+                devfn: device << 3 | function,
+            })
+        } else {
+            None
+        }
     }
 
     /// The function that the eight bits device (5) and function (3) name on bus `bus`.
@@ -61,7 +68,8 @@ impl FromStr for Address {
     type Err = ParseAddressError;
 
     fn from_str(text: &str) -> Result<Self, ParseAddressError> {
-        let number = |digits: &str| u8::from_str_radix(digits.trim_start_matches("0x"), 16).map_err(|_| ParseAddressError);
+        let number =
+            |digits: &str| u8::from_str_radix(digits.trim_start_matches("0x"), 16).map_err(|_| ParseAddressError);
         let (bus, rest) = text.split_once(':').unwrap_or(("0", text));
         let (device, function) = rest.split_once('.').unwrap_or((rest, "0"));
         Self::new(number(bus)?, number(device)?, number(function)?).ok_or(ParseAddressError)

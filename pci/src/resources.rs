@@ -1,0 +1,1 @@
+//! The part of the firmware that gives devices their addresses and interrupts.
