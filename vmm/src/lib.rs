@@ -1,1 +1,4 @@
 //! vmm
+
+pub mod boot;
+pub mod memory;
