@@ -1,2 +1,4 @@
 //! devices
+pub mod memory;
 pub mod platform;
+pub mod virtio;

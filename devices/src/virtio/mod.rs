@@ -1,0 +1,3 @@
+//! Virtio: the rings that every device shares, and the devices themselves.
+
+pub mod virtq;

@@ -1,0 +1,140 @@
+//! Guest buffers as the kernel's scatter/gather list.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use super::buffer::Segment;
+use crate::memory::GuestMemory;
+
+/// The most entries that one system call takes (UIO_MAXIOV in Linux's include/uapi/linux/uio.h). Longer lists are transferred in
+/// part, like any other short read or write.
+const UIO_MAXIOV: usize = 1024;
+
+/// Buffers of one or more chains, to be read or written by the kernel where they are.
+///
+/// It keeps guest RAM mapped, so it may outlive the chains it was gathered from; whether the driver still expects the I/O is another
+/// question, which is why a device holds on to the [`Chain`](super::Chain). The list is meant to be [`clear`](Self::clear)ed and used
+/// again.
+#[derive(Clone, Debug, Default)]
+pub struct GuestIoVec {
+    entries: Vec<Segment>,
+    bytes: usize,
+    /// What the entries point into: one, but for chains of queues that were started on different memory.
+    memories: Vec<Arc<GuestMemory>>,
+}
+
+impl GuestIoVec {
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes in all entries.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there is nothing to transfer.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The entries. They stay where they are until the list is changed, which is what io_uring wants to be sure of; the memory
+    /// behind them is mapped for as long as the list lives and is not cleared.
+    pub fn as_iovecs(&self) -> &[libc::iovec] {
+        // SAFETY: `Segment` is a transparent `iovec`.
+        unsafe { std::slice::from_raw_parts(self.entries.as_ptr().cast(), self.entries.len()) }
+    }
+
+    /// Empties the list and keeps its room.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
+        // The latest memory stays: the next chain is nearly always from the same.
+        self.memories.drain(..self.memories.len().saturating_sub(1));
+    }
+
+    /// Takes `len` bytes off the front, after a transfer that was cut short.
+    pub fn advance(&mut self, len: usize) {
+        let mut left = len.min(self.bytes);
+        self.bytes -= left;
+        let whole = self.entries.iter().take_while(|entry| {
+            let fits = entry.len() <= left;
+            if fits {
+                left -= entry.len();
+            }
+            fits
+        });
+        let whole = whole.count();
+        self.entries.drain(..whole);
+        if let Some(first) = self.entries.first_mut() {
+            *first = first.part(left, usize::MAX);
+        }
+    }
+
+    /// Reads from `fd` at byte `offset` into the buffers (preadv). Returns the bytes read, which may be fewer than asked for.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn read_at(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let offset = to_offset(offset)?;
+        // SAFETY: the entries are guest RAM that `memories` keeps mapped; the kernel may write it.
+        count(unsafe { libc::preadv(fd.as_raw_fd(), self.as_iovecs().as_ptr(), self.call_entries(), offset) })
+    }
+
+    /// Writes the buffers to `fd` at byte `offset` (pwritev). Returns the bytes written, which may be fewer than asked for.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn write_at(&self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let offset = to_offset(offset)?;
+        // SAFETY: the entries are guest RAM that `memories` keeps mapped; the kernel only reads it.
+        count(unsafe { libc::pwritev(fd.as_raw_fd(), self.as_iovecs().as_ptr(), self.call_entries(), offset) })
+    }
+
+    /// Reads from `fd` into the buffers (readv). Returns the bytes read.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn read(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: as in `read_at`.
+        count(unsafe { libc::readv(fd.as_raw_fd(), self.as_iovecs().as_ptr(), self.call_entries()) })
+    }
+
+    /// Writes the buffers to `fd` (writev). Returns the bytes written.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn write(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: as in `write_at`.
+        count(unsafe { libc::writev(fd.as_raw_fd(), self.as_iovecs().as_ptr(), self.call_entries()) })
+    }
+
+    /// Keeps `memory` mapped for the entries that follow.
+    #[inline]
+    pub(super) fn keep(&mut self, memory: &Arc<GuestMemory>) {
+        if !self.memories.iter().any(|kept| Arc::ptr_eq(kept, memory)) {
+            self.memories.push(Arc::clone(memory));
+        }
+    }
+
+    /// Adds a piece of the memory that was [kept](Self::keep) last.
+    #[inline]
+    pub(super) fn push(&mut self, piece: Segment) {
+        self.bytes += piece.len();
+        self.entries.push(piece);
+    }
+
+    fn call_entries(&self) -> libc::c_int {
+        self.entries.len().min(UIO_MAXIOV) as libc::c_int
+    }
+}
+
+fn to_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+fn count(result: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
