@@ -20,9 +20,7 @@ pub fn folder() -> Result<PathBuf> {
     };
     let base = absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .ok_or_else(|| {
-            Error::Other("neither XDG_CACHE_HOME nor HOME names a folder for the cache".into())
-        })?;
+        .ok_or_else(|| Error::Other("neither XDG_CACHE_HOME nor HOME names a folder for the cache".into()))?;
     let folder = base.join("innkeeper");
     fs::create_dir_all(&folder).during(|| format!("making {}", folder.display()))?;
     Ok(folder)
@@ -65,15 +63,12 @@ pub fn entry(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathB
     }
     let staging = path.with_file_name(format!(
         ".making-{}",
-        path.file_name()
-            .map(|name| name.to_string_lossy())
-            .unwrap_or_default()
+        path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default()
     ));
     remove(&staging)?;
     fs::create_dir_all(&staging).during(|| format!("making {}", staging.display()))?;
     make(&staging)?;
-    fs::rename(&staging, &path)
-        .during(|| format!("renaming {} to {}", staging.display(), path.display()))?;
+    fs::rename(&staging, &path).during(|| format!("renaming {} to {}", staging.display(), path.display()))?;
     Ok(path)
 }
 

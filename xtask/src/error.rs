@@ -29,9 +29,7 @@ pub enum Error {
         stderr: String,
     },
     /// Debian packages are missing and only root may install them.
-    #[error(
-        "Debian packages are missing, needed to {purpose}. Run this and try again:\n\n    {command}\n"
-    )]
+    #[error("Debian packages are missing, needed to {purpose}. Run this and try again:\n\n    {command}\n")]
     PackagesMissing {
         /// What the packages are for, as the end of "needed to ...".
         purpose: String,
@@ -39,9 +37,7 @@ pub enum Error {
         command: String,
     },
     /// apt does not know a package.
-    #[error(
-        "Debian package {0} is unknown to apt; run `apt-get update`, and check that this is a Debian system"
-    )]
+    #[error("Debian package {0} is unknown to apt; run `apt-get update`, and check that this is a Debian system")]
     UnknownPackage(String),
     /// A kernel image is not what it should be.
     #[error("kernel {}: {why}", path.display())]

@@ -15,8 +15,7 @@ use crate::{shared_libraries, tool};
 pub const MODULE_FOLDER: &str = "/lib/modules";
 
 /// Shell commands that load what [`Initramfs::modules`] has put in.
-pub const LOAD_MODULES: &str =
-    "for module in $(cat /lib/modules/order); do insmod /lib/modules/$module.ko; done\n";
+pub const LOAD_MODULES: &str = "for module in $(cat /lib/modules/order); do insmod /lib/modules/$module.ko; done\n";
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
@@ -50,12 +49,7 @@ impl Initramfs {
     #[must_use]
     pub fn new() -> Self {
         let mut new = Self::default();
-        new.put(
-            "/dev/console",
-            CHARACTER | 0o600,
-            (5, 1),
-            Data::Bytes(Vec::new()),
-        );
+        new.put("/dev/console", CHARACTER | 0o600, (5, 1), Data::Bytes(Vec::new()));
         new
     }
 
@@ -71,11 +65,7 @@ impl Initramfs {
 
     /// Adds a shell script, executable. A first line that names the shell is added where there is none.
     pub fn script(&mut self, path: &str, text: &str) -> &mut Self {
-        let shebang = if text.starts_with("#!") {
-            ""
-        } else {
-            "#!/bin/sh\n"
-        };
+        let shebang = if text.starts_with("#!") { "" } else { "#!/bin/sh\n" };
         self.put(
             path,
             REGULAR | 0o755,
@@ -86,12 +76,7 @@ impl Initramfs {
 
     /// Adds a symbolic link.
     pub fn symlink(&mut self, path: &str, target: &str) -> &mut Self {
-        self.put(
-            path,
-            SYMLINK | 0o777,
-            (0, 0),
-            Data::Bytes(target.as_bytes().to_vec()),
-        )
+        self.put(path, SYMLINK | 0o777, (0, 0), Data::Bytes(target.as_bytes().to_vec()))
     }
 
     /// Adds a file or, with all that is in it, a folder of the host. Symbolic links are followed. The contents are
@@ -114,11 +99,7 @@ impl Initramfs {
             let name = item.file_name();
             self.copy(
                 &item.path(),
-                &format!(
-                    "{}/{}",
-                    destination.trim_end_matches('/'),
-                    name.to_string_lossy()
-                ),
+                &format!("{}/{}", destination.trim_end_matches('/'), name.to_string_lossy()),
             )?;
         }
         Ok(self)
@@ -165,10 +146,7 @@ impl Initramfs {
     pub fn modules(&mut self, tree: &ModuleTree, names: &[&str]) -> Result<Vec<String>> {
         let mut order = Vec::new();
         for module in tree.in_load_order(names)? {
-            self.bytes(
-                &format!("{MODULE_FOLDER}/{}.ko", module.name),
-                module.object,
-            );
+            self.bytes(&format!("{MODULE_FOLDER}/{}.ko", module.name), module.object);
             order.push(module.name);
         }
         self.bytes(&format!("{MODULE_FOLDER}/order"), order.join("\n") + "\n");
@@ -236,11 +214,8 @@ struct Cpio<'a> {
 
 impl Cpio<'_> {
     fn entry(&mut self, path: &str, entry: &Entry, data: &[u8]) -> Result<()> {
-        let size = u32::try_from(data.len()).map_err(|_| {
-            Error::Other(format!(
-                "{path}: too large for an initramfs (4 GiB at most)"
-            ))
-        })?;
+        let size = u32::try_from(data.len())
+            .map_err(|_| Error::Other(format!("{path}: too large for an initramfs (4 GiB at most)")))?;
         self.inode += 1;
         self.record(path.trim_start_matches('/'), entry, size, data)
             .during(|| "writing an initramfs")
@@ -260,11 +235,7 @@ impl Cpio<'_> {
     /// The 110-byte header, the name with its NUL, the data; name and data each padded to four bytes.
     fn record(&mut self, name: &str, entry: &Entry, size: u32, data: &[u8]) -> io::Result<()> {
         const HEADER: usize = 110;
-        let links = if entry.mode & DIRECTORY == DIRECTORY {
-            2
-        } else {
-            1
-        };
+        let links = if entry.mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
         let name_size = name.len() + 1;
         let (major, minor) = entry.device;
         // Magic; inode, mode, owner, group, links, time, size; device of the file system; device of the node; name size; checksum.
@@ -283,8 +254,7 @@ impl Cpio<'_> {
 /// `terminator` NULs, and then as many as bring `length` to a multiple of four.
 fn padding(length: usize, terminator: usize) -> &'static [u8] {
     const NULS: [u8; 4] = [0; 4];
-    NULS.get(..terminator + length.wrapping_neg() % 4)
-        .unwrap_or(&NULS)
+    NULS.get(..terminator + length.wrapping_neg() % 4).unwrap_or(&NULS)
 }
 
 #[cfg(test)]
@@ -304,14 +274,12 @@ mod tests {
             assert_eq!(&archive[at..at + 6], b"070701");
             let field = |index: usize| {
                 let start = at + 6 + index * 8;
-                u32::from_str_radix(std::str::from_utf8(&archive[start..start + 8]).unwrap(), 16)
-                    .unwrap()
+                u32::from_str_radix(std::str::from_utf8(&archive[start..start + 8]).unwrap(), 16).unwrap()
             };
             let name_size = field(11) as usize;
             let name_at = at + 110;
             assert_eq!(archive[name_at + name_size - 1], 0);
-            let name =
-                String::from_utf8(archive[name_at..name_at + name_size - 1].to_vec()).unwrap();
+            let name = String::from_utf8(archive[name_at..name_at + name_size - 1].to_vec()).unwrap();
             let data_at = (name_at + name_size).next_multiple_of(4);
             let data_end = data_at + field(6) as usize;
             if name == "TRAILER!!!" {
@@ -356,10 +324,7 @@ mod tests {
     fn folders_come_before_what_is_in_them_even_beside_names_that_sort_lower() {
         let mut fs = Initramfs::default();
         fs.bytes("/a/x", "").bytes("/a-b", "").bytes("/a.b", "");
-        let names: Vec<String> = read(&fs.to_bytes().unwrap())
-            .into_iter()
-            .map(|entry| entry.0)
-            .collect();
+        let names: Vec<String> = read(&fs.to_bytes().unwrap()).into_iter().map(|entry| entry.0).collect();
         let position = |name: &str| names.iter().position(|other| other == name).unwrap();
         assert!(position("a") < position("a/x"));
     }
@@ -384,8 +349,7 @@ mod tests {
     #[test]
     fn this_program_is_packed_with_the_dynamic_linker() {
         let mut fs = Initramfs::default();
-        fs.program(&std::env::current_exe().unwrap(), "/bin/me")
-            .unwrap();
+        fs.program(&std::env::current_exe().unwrap(), "/bin/me").unwrap();
         assert!(fs.contains("/bin/me"));
         assert!(
             fs.entries.keys().any(|path| path.contains("ld-linux")),

@@ -68,10 +68,7 @@ impl DebianKernel {
             .trim_start_matches(PREFIX)
             .trim_end_matches("-unsigned")
             .to_string();
-        let image = unpacked
-            .root
-            .join("boot")
-            .join(format!("vmlinuz-{release}"));
+        let image = unpacked.root.join("boot").join(format!("vmlinuz-{release}"));
         let modules = ["lib/modules", "usr/lib/modules"]
             .map(|folder| unpacked.root.join(folder).join(&release))
             .into_iter()
@@ -169,8 +166,7 @@ pub fn extract_vmlinux(image: &Path) -> Result<Vec<u8>> {
         why: why.into(),
     };
     let bytes = fs::read(image).during(|| format!("reading {}", image.display()))?;
-    let payload =
-        payload_of(&bytes).ok_or_else(|| wrong("not a bzImage of boot protocol 2.08 or later"))?;
+    let payload = payload_of(&bytes).ok_or_else(|| wrong("not a bzImage of boot protocol 2.08 or later"))?;
     if payload.starts_with(b"\x7fELF") {
         return Ok(payload.to_vec());
     }
@@ -191,13 +187,7 @@ pub fn extract_vmlinux(image: &Path) -> Result<Vec<u8>> {
         .write_all(payload.get(..end).unwrap_or(payload))
         .and_then(|()| input.rewind())
         .during(|| "writing a temporary file")
-        .and_then(|()| {
-            tool::output(
-                tool::command(packing.tool)
-                    .args(packing.arguments)
-                    .stdin(input),
-            )
-        })?;
+        .and_then(|()| tool::output(tool::command(packing.tool).args(packing.arguments).stdin(input)))?;
     if !vmlinux.starts_with(b"\x7fELF") {
         return Err(wrong("what is packed in it is not an ELF file"));
     }
@@ -211,8 +201,7 @@ fn payload_of(image: &[u8]) -> Option<&[u8]> {
     const PROTOCOL: usize = 0x206;
     const PAYLOAD_OFFSET: usize = 0x248;
     const PAYLOAD_LENGTH: usize = 0x24c;
-    let word =
-        |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
+    let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
     if image.get(MAGIC..MAGIC + 4)? != b"HdrS" || word(PROTOCOL)? & 0xffff < 0x0208 {
         return None;
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use xtask::Result;
-use xtask::lab::{self, Failure, Job, Lab};
+use xtask::lab::{self, Failure, Job, Lab, Outcome};
 
 /// The exit status when the time is up, as of `timeout`.
 const TIMED_OUT: u8 = 124;
@@ -70,11 +70,7 @@ pub fn lab(args: LabArgs) -> Result<u8> {
             return Ok(NOT_FOUND);
         }
     };
-    let mut lab = if args.cured {
-        Lab::cured()?
-    } else {
-        Lab::new()?
-    };
+    let mut lab = if args.cured { Lab::cured()? } else { Lab::new()? };
     if let Some(path) = packed {
         *program = path.to_string_lossy().into_owned();
         lab.contents.program(&path, program)?;
@@ -83,14 +79,8 @@ pub fn lab(args: LabArgs) -> Result<u8> {
         let (source, destination) = file.split_once(':').unwrap_or((file, ""));
         let source = std::path::absolute(source).unwrap_or_else(|_| source.into());
         let own = source.to_string_lossy().into_owned();
-        lab.contents.program(
-            &source,
-            if destination.is_empty() {
-                &own
-            } else {
-                destination
-            },
-        )?;
+        lab.contents
+            .program(&source, if destination.is_empty() { &own } else { destination })?;
     }
     lab.memory_mib = args.memory;
     lab.cpus = args.cpus;
@@ -120,6 +110,14 @@ pub fn lab(args: LabArgs) -> Result<u8> {
                 .unwrap_or(LAB_FAILED))
         }
     }
+}
+
+/// The status of the first job, as the status of a process.
+pub fn exit_status(outcome: &Outcome) -> u8 {
+    let status = outcome.statuses.first().copied().flatten();
+    status
+        .and_then(|status| u8::try_from(status).ok())
+        .unwrap_or(LAB_FAILED)
 }
 
 /// Passes a line on at once. A reader that went away is no reason to stop the job.

@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod lab;
 pub mod modules;
 pub mod packages;
+pub mod resources;
 pub mod shared_libraries;
 pub mod tool;
 

@@ -42,8 +42,7 @@ impl ModuleTree {
                 if path.is_dir() && !path.is_symlink() {
                     folders.push(path);
                 } else if path.file_name() == Some(OsStr::new("modules.builtin")) {
-                    let text = fs::read_to_string(&path)
-                        .during(|| format!("reading {}", path.display()))?;
+                    let text = fs::read_to_string(&path).during(|| format!("reading {}", path.display()))?;
                     builtin.extend(text.lines().filter_map(|line| name_of(Path::new(line))));
                 } else if let Some(name) = name_of(&path) {
                     files.insert(name, path);
@@ -78,12 +77,7 @@ impl ModuleTree {
         Ok(order)
     }
 
-    fn visit(
-        &self,
-        name: &str,
-        visited: &mut BTreeSet<String>,
-        order: &mut Vec<Module>,
-    ) -> Result<()> {
+    fn visit(&self, name: &str, visited: &mut BTreeSet<String>, order: &mut Vec<Module>) -> Result<()> {
         if self.builtin.contains(name) || !visited.insert(name.into()) {
             return Ok(());
         }
@@ -149,8 +143,7 @@ mod tests {
 
     impl Folder {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir()
-                .join(format!("innkeeper-modules-{name}-{}", std::process::id()));
+            let path = std::env::temp_dir().join(format!("innkeeper-modules-{name}-{}", std::process::id()));
             fs::create_dir_all(path.join("kernel/drivers")).unwrap();
             Self(path)
         }
@@ -193,11 +186,7 @@ mod tests {
     fn what_is_built_in_is_not_loaded_and_what_is_nowhere_is_an_error() {
         let folder = Folder::new("builtin");
         folder.module("user.ko", "core_part");
-        fs::write(
-            folder.0.join("modules.builtin"),
-            "kernel/lib/core-part.ko\n",
-        )
-        .unwrap();
+        fs::write(folder.0.join("modules.builtin"), "kernel/lib/core-part.ko\n").unwrap();
         let tree = ModuleTree::open(&folder.0).unwrap();
         assert_eq!(names(&tree, &["user", "core-part"]), ["user"]);
         assert!(tree.has("core_part") && !tree.has("absent"));
@@ -212,9 +201,6 @@ mod tests {
         let folder = Folder::new("circle");
         folder.module("a.ko", "b");
         folder.module("b.ko", "a");
-        assert_eq!(
-            names(&ModuleTree::open(&folder.0).unwrap(), &["a"]),
-            ["b", "a"]
-        );
+        assert_eq!(names(&ModuleTree::open(&folder.0).unwrap(), &["a"]), ["b", "a"]);
     }
 }

@@ -41,20 +41,14 @@ pub fn install(packages: &[&str], purpose: &str) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let command = format!(
-        "apt-get install --yes --no-install-recommends {}",
-        missing.join(" ")
-    );
+    let command = format!("apt-get install --yes --no-install-recommends {}", missing.join(" "));
     if !tool::is_root() {
         return Err(Error::PackagesMissing {
             purpose: purpose.into(),
             command: format!("sudo {command}"),
         });
     }
-    eprintln!(
-        "installing Debian packages, needed to {purpose}: {}",
-        missing.join(" ")
-    );
+    eprintln!("installing Debian packages, needed to {purpose}: {}", missing.join(" "));
     let attempt = || {
         tool::output(
             tool::command("apt-get")
@@ -64,13 +58,7 @@ pub fn install(packages: &[&str], purpose: &str) -> Result<()> {
         )
     };
     // The lists may name versions that the mirror no longer has.
-    attempt().or_else(|error| {
-        if update_once()? {
-            attempt()
-        } else {
-            Err(error)
-        }
-    })?;
+    attempt().or_else(|error| if update_once()? { attempt() } else { Err(error) })?;
     Ok(())
 }
 
@@ -109,16 +97,9 @@ pub fn fetch_with_dependencies(package: &str) -> Result<Vec<Unpacked>> {
     match recorded(&record, &stamp) {
         Some(lines) => names.extend(lines),
         None => {
-            let plan = tool::text(tool::command("apt-get").args([
-                "install",
-                "-s",
-                "--no-install-recommends",
-                package,
-            ]))?;
-            let dependencies: Vec<String> = planned(&plan)
-                .into_iter()
-                .filter(|name| name != package)
-                .collect();
+            let plan =
+                tool::text(tool::command("apt-get").args(["install", "-s", "--no-install-recommends", package]))?;
+            let dependencies: Vec<String> = planned(&plan).into_iter().filter(|name| name != package).collect();
             write_record(&record, &stamp, &dependencies)?;
             names.extend(dependencies);
         }
@@ -131,10 +112,7 @@ pub fn fetch_with_dependencies(package: &str) -> Result<Vec<Unpacked>> {
 /// # Errors
 /// When apt does not know the package.
 pub fn source_of(package: &str) -> Result<Candidate> {
-    resolve(
-        &format!("{package}:source"),
-        |_| Ok(show(package)?.source()),
-    )
+    resolve(&format!("{package}:source"), |_| Ok(show(package)?.source()))
 }
 
 fn is_installed(package: &str) -> bool {
@@ -207,14 +185,8 @@ impl Shown {
 }
 
 fn show(package: &str) -> Result<Shown> {
-    let ask =
-        || tool::text(tool::command("apt-cache").args(["show", "--no-all-versions", package]));
-    let known = |answer: Result<String>| {
-        answer
-            .ok()
-            .filter(|text| text.contains("Version:"))
-            .map(Shown)
-    };
+    let ask = || tool::text(tool::command("apt-cache").args(["show", "--no-all-versions", package]));
+    let known = |answer: Result<String>| answer.ok().filter(|text| text.contains("Version:")).map(Shown);
     if let Some(shown) = known(ask()) {
         return Ok(shown);
     }
@@ -249,9 +221,7 @@ fn resolve(key: &str, choose: impl FnOnce(Shown) -> Result<Candidate>) -> Result
 
 /// Changes whenever apt's lists do: the time of their last change, in nanoseconds.
 fn lists_stamp() -> String {
-    let changed = fs::metadata("/var/lib/apt/lists")
-        .and_then(|meta| meta.modified())
-        .ok();
+    let changed = fs::metadata("/var/lib/apt/lists").and_then(|meta| meta.modified()).ok();
     let since = changed.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     since.map_or_else(|| "none".into(), |duration| duration.as_nanos().to_string())
 }
@@ -282,11 +252,7 @@ fn planned(plan: &str) -> Vec<String> {
 
 /// The name of a package's folder in the cache: no epoch, whose colon would split a search path.
 fn folder_name(candidate: &Candidate) -> String {
-    format!(
-        "{}_{}",
-        candidate.package,
-        without_epoch(&candidate.version)
-    )
+    format!("{}_{}", candidate.package, without_epoch(&candidate.version))
 }
 
 /// A Debian version without its epoch: `1:7.2+dfsg-7` is `7.2+dfsg-7`.
@@ -296,39 +262,27 @@ pub fn without_epoch(version: &str) -> &str {
 }
 
 fn unpack(candidate: Candidate) -> Result<Unpacked> {
-    let root = cache::entry(
-        &format!("packages/{}", folder_name(&candidate)),
-        |staging| {
-            eprintln!(
-                "fetching Debian package {} {}",
-                candidate.package, candidate.version
-            );
-            let download = || {
-                tool::output(
-                    tool::command("apt-get")
-                        .args(["download", "-qq", "-o", "APT::Sandbox::User=root"])
-                        .arg(format!("{}={}", candidate.package, candidate.version))
-                        .current_dir(staging),
-                )
-            };
-            download().or_else(|error| {
-                if update_once()? {
-                    download()
-                } else {
-                    Err(error)
-                }
-            })?;
-            let listing = || format!("listing {}", staging.display());
-            for file in fs::read_dir(staging).during(listing)? {
-                let deb = file.during(listing)?.path();
-                if deb.extension().is_some_and(|extension| extension == "deb") {
-                    tool::output(tool::command("dpkg-deb").arg("-x").arg(&deb).arg(staging))?;
-                    fs::remove_file(&deb).during(|| format!("removing {}", deb.display()))?;
-                }
+    let root = cache::entry(&format!("packages/{}", folder_name(&candidate)), |staging| {
+        eprintln!("fetching Debian package {} {}", candidate.package, candidate.version);
+        let download = || {
+            tool::output(
+                tool::command("apt-get")
+                    .args(["download", "-qq", "-o", "APT::Sandbox::User=root"])
+                    .arg(format!("{}={}", candidate.package, candidate.version))
+                    .current_dir(staging),
+            )
+        };
+        download().or_else(|error| if update_once()? { download() } else { Err(error) })?;
+        let listing = || format!("listing {}", staging.display());
+        for file in fs::read_dir(staging).during(listing)? {
+            let deb = file.during(listing)?.path();
+            if deb.extension().is_some_and(|extension| extension == "deb") {
+                tool::output(tool::command("dpkg-deb").arg("-x").arg(&deb).arg(staging))?;
+                fs::remove_file(&deb).during(|| format!("removing {}", deb.display()))?;
             }
-            Ok(())
-        },
-    )?;
+        }
+        Ok(())
+    })?;
     Ok(Unpacked { candidate, root })
 }
 
@@ -342,9 +296,7 @@ mod tests {
 
     #[test]
     fn the_real_kernel_is_found_behind_its_metapackage() {
-        let meta = shown(
-            "Package: linux-image-amd64\nDepends: foo (>= 1), linux-image-6.1.0-56-amd64 (= 6.1.192-2)\n",
-        );
+        let meta = shown("Package: linux-image-amd64\nDepends: foo (>= 1), linux-image-6.1.0-56-amd64 (= 6.1.192-2)\n");
         assert_eq!(
             meta.dependency("linux-image-").as_deref(),
             Some("linux-image-6.1.0-56-amd64")
@@ -354,9 +306,7 @@ mod tests {
 
     #[test]
     fn the_source_version_may_differ_from_the_binarys() {
-        let rebuilt = shown(
-            "Package: q\nSource: qemu (1:7.2+dfsg-7+deb12u18)\nVersion: 1:7.2+dfsg-7+deb12u18+b3\n",
-        );
+        let rebuilt = shown("Package: q\nSource: qemu (1:7.2+dfsg-7+deb12u18)\nVersion: 1:7.2+dfsg-7+deb12u18+b3\n");
         assert_eq!(
             rebuilt.source(),
             Candidate {
@@ -378,8 +328,7 @@ mod tests {
 
     #[test]
     fn only_the_candidates_own_paragraph_counts() {
-        let two =
-            shown("Package: a\nVersion: 2\n\nPackage: a\nVersion: 1\nDepends: linux-image-old\n");
+        let two = shown("Package: a\nVersion: 2\n\nPackage: a\nVersion: 1\nDepends: linux-image-old\n");
         assert_eq!(two.candidate().version, "2");
         assert_eq!(two.dependency("linux-image-"), None);
     }

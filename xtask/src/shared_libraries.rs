@@ -56,41 +56,26 @@ mod tests {
     fn libraries_and_the_linker_are_listed_and_the_vdso_is_not() {
         let listing = "\tlinux-vdso.so.1 (0x00007ffe)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
                        \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let expected = [
-            "/lib/x86_64-linux-gnu/libc.so.6",
-            "/lib64/ld-linux-x86-64.so.2",
-        ]
-        .map(PathBuf::from);
+        let expected = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
         assert_eq!(parse(listing).unwrap(), expected);
     }
 
     #[test]
     fn a_missing_library_is_named() {
-        assert_eq!(
-            parse("\tlibpci.so.3 => not found\n").unwrap_err(),
-            "libpci.so.3"
-        );
+        assert_eq!(parse("\tlibpci.so.3 => not found\n").unwrap_err(), "libpci.so.3");
     }
 
     #[test]
     fn a_static_program_needs_nothing() {
-        assert_eq!(
-            parse("\tstatically linked\n").unwrap(),
-            Vec::<PathBuf>::new()
-        );
-        assert_eq!(
-            of(Path::new("/etc/passwd"), &[]).unwrap(),
-            Vec::<PathBuf>::new()
-        );
+        assert_eq!(parse("\tstatically linked\n").unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(of(Path::new("/etc/passwd"), &[]).unwrap(), Vec::<PathBuf>::new());
     }
 
     #[test]
     fn this_very_program_needs_the_c_library() {
         let files = of(&std::env::current_exe().unwrap(), &[]).unwrap();
         assert!(
-            files
-                .iter()
-                .any(|file| file.to_string_lossy().contains("libc.so")),
+            files.iter().any(|file| file.to_string_lossy().contains("libc.so")),
             "{files:?}"
         );
     }

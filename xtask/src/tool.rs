@@ -38,11 +38,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// When it cannot be started or its status is not 0; its standard error is then in the message.
 pub fn output(command: &mut Command) -> Result<Vec<u8>> {
     let line = line_of(command);
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().during(|| format!("starting `{line}`"))?;
+    let Output { status, stdout, stderr } = command.output().during(|| format!("starting `{line}`"))?;
     if status.success() {
         return Ok(stdout);
     }

@@ -121,13 +121,11 @@ impl CuredQemu {
             cured.folder.display()
         );
         cache::remove(&cured.folder)?;
-        fs::create_dir_all(&cured.folder)
-            .during(|| format!("making {}", cured.folder.display()))?;
+        fs::create_dir_all(&cured.folder).during(|| format!("making {}", cured.folder.display()))?;
         unpack_source(&source, &cured.folder)?;
         patch(&cured.source_folder())?;
         cured.build()?;
-        fs::write(cured.marker(), CURE)
-            .during(|| format!("writing {}", cured.marker().display()))?;
+        fs::write(cured.marker(), CURE).during(|| format!("writing {}", cured.marker().display()))?;
         Ok(cured)
     }
 
@@ -188,9 +186,7 @@ fn unpack_source(source: &packages::Candidate, folder: &Path) -> Result<()> {
             ("Dir::State::lists", &apt.join("lists")),
             ("Dir::Cache", &apt),
         ] {
-            command
-                .arg("-o")
-                .arg(format!("{option}={}", value.display()));
+            command.arg("-o").arg(format!("{option}={}", value.display()));
         }
         command
     };
@@ -200,11 +196,7 @@ fn unpack_source(source: &packages::Candidate, folder: &Path) -> Result<()> {
             .args(["source", "--download-only"])
             .arg(format!("{}={}", source.package, source.version)),
     )?;
-    let dsc = format!(
-        "{}_{}.dsc",
-        source.package,
-        packages::without_epoch(&source.version)
-    );
+    let dsc = format!("{}_{}.dsc", source.package, packages::without_epoch(&source.version));
     tool::output(
         tool::command("dpkg-source")
             .args(["--no-check", "-x", &dsc, "src"])
@@ -225,9 +217,7 @@ fn source_list(targets: &str) -> String {
                 .next()
                 .filter(|key| key.starts_with('/'))
                 .unwrap_or("/usr/share/keyrings/debian-archive-keyring.gpg");
-            Some(format!(
-                "deb-src [signed-by={key}] {site} {release} {component}\n"
-            ))
+            Some(format!("deb-src [signed-by={key}] {site} {release} {component}\n"))
         })
         .collect();
     lines.sort();
@@ -274,7 +264,8 @@ mod tests {
     #[test]
     fn the_cure_follows_the_delivery_of_the_interrupt() {
         let text = "  case INTR:\n    do_interrupt_x86_hardirq(env, vector, 1);\n    break;\n";
-        let expected = "  case INTR:\n    do_interrupt_x86_hardirq(env, vector, 1);\n    cs->exception_index = -1;\n    break;\n";
+        let expected =
+            "  case INTR:\n    do_interrupt_x86_hardirq(env, vector, 1);\n    cs->exception_index = -1;\n    break;\n";
         assert_eq!(cure(text).unwrap(), expected);
     }
 
@@ -299,9 +290,6 @@ mod tests {
 
     #[test]
     fn the_build_is_named_by_version_and_patch() {
-        assert_eq!(
-            name("1:7.2+dfsg-7+deb12u18"),
-            "qemu-7.2+dfsg-7+deb12u18-vmrun1"
-        );
+        assert_eq!(name("1:7.2+dfsg-7+deb12u18"), "qemu-7.2+dfsg-7+deb12u18-vmrun1");
     }
 }

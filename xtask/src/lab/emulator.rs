@@ -10,10 +10,7 @@ use crate::error::{Error, Result};
 use crate::{packages, tool};
 
 /// Firmware files come from these packages of Debian's, in these folders.
-const FIRMWARE: [(&str, &str); 2] = [
-    ("seabios", "usr/share/seabios"),
-    ("qemu-system-data", "usr/share/qemu"),
-];
+const FIRMWARE: [(&str, &str); 2] = [("seabios", "usr/share/seabios"), ("qemu-system-data", "usr/share/qemu")];
 
 /// A QEMU that can run the lab.
 #[derive(Clone, Debug)]
@@ -41,13 +38,9 @@ impl Emulator {
         }
         const PROGRAM: &str = "qemu-system-x86_64";
         if tool::find(PROGRAM).is_none() {
-            packages::install(
-                &["qemu-system-x86"],
-                "emulate a machine with hardware virtualisation",
-            )?;
+            packages::install(&["qemu-system-x86"], "emulate a machine with hardware virtualisation")?;
         }
-        let program = tool::find(PROGRAM)
-            .ok_or_else(|| Error::Other(format!("{PROGRAM} is not on the PATH")))?;
+        let program = tool::find(PROGRAM).ok_or_else(|| Error::Other(format!("{PROGRAM} is not on the PATH")))?;
         // Debian's own finds its firmware, but of the right version only where nobody has replaced it.
         Ok(Self {
             program,
@@ -119,12 +112,7 @@ pub(super) fn command(emulator: &Emulator, shape: &Shape<'_>, files: &Files) -> 
             "max,+svm",
         ])
         .args(["-accel", &format!("tcg,thread={threads},tb-size=1024")])
-        .args([
-            "-smp",
-            &shape.cpus.to_string(),
-            "-m",
-            &shape.memory_mib.to_string(),
-        ])
+        .args(["-smp", &shape.cpus.to_string(), "-m", &shape.memory_mib.to_string()])
         .arg("-kernel")
         .arg(&files.kernel)
         .args(["-initrd", &scratch::inherited_path(&files.initramfs)])
@@ -132,10 +120,7 @@ pub(super) fn command(emulator: &Emulator, shape: &Shape<'_>, files: &Files) -> 
             "-append",
             &format!("{KERNEL_ARGUMENTS} {}", shape.kernel_arguments.join(" ")),
         ])
-        .args([
-            "-serial",
-            &format!("file:{}", scratch::inherited_path(&files.serial)),
-        ])
+        .args(["-serial", &format!("file:{}", scratch::inherited_path(&files.serial))])
         .args([
             "-chardev",
             "file,id=output,path=/proc/self/fd/1",
@@ -188,10 +173,7 @@ mod tests {
     #[test]
     fn one_cpu_runs_in_one_thread_and_counts_instructions_when_asked() {
         let plain = line(1, false);
-        assert!(
-            plain.contains("thread=single") && !plain.contains("-icount"),
-            "{plain}"
-        );
+        assert!(plain.contains("thread=single") && !plain.contains("-icount"), "{plain}");
         assert!(
             plain.contains(r#""-L" "/fw""#) && plain.contains("random.trust_cpu=on more"),
             "{plain}"

@@ -83,10 +83,7 @@ pub(super) fn furnish(
         .chain(extra.iter().map(String::as_str))
         .collect();
     contents.modules(modules, &names)?;
-    contents
-        .directory("/out")
-        .directory("/var/run")
-        .script("/init", INIT);
+    contents.directory("/out").directory("/var/run").script("/init", INIT);
     let mut order = String::new();
     for (number, job) in jobs.iter().enumerate() {
         contents.script(&format!("/jobs/{number}"), &job.script);
@@ -109,9 +106,7 @@ impl Report {
     /// Reads it from the disk after the emulator has ended.
     pub(super) fn read(results: &mut File, jobs: usize) -> Result<Self> {
         let mut block = [0; BLOCK];
-        let read = results
-            .rewind()
-            .and_then(|()| results.read_exact(&mut block));
+        let read = results.rewind().and_then(|()| results.read_exact(&mut block));
         read.during(|| "reading the lab's results")?;
         let text = block.split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(Self::parse(&String::from_utf8_lossy(text), jobs))

@@ -9,7 +9,7 @@
 mod cured;
 mod emulator;
 mod guest;
-mod process;
+pub mod process;
 pub mod scratch;
 
 use std::io::{self, Read, Seek};
@@ -148,10 +148,9 @@ impl Lab {
         let report = Report::read(&mut files.results, jobs.len())?;
         let failure = match ended {
             Ended::TimedOut => Some(Failure::TimedOut(self.limit)),
-            Ended::Exited(status) if !report.finished => Some(Failure::Died(format!(
-                "{status}\n{}",
-                last_words(files.serial, 30)
-            ))),
+            Ended::Exited(status) if !report.finished => {
+                Some(Failure::Died(format!("{status}\n{}", last_words(files.serial, 30))))
+            }
             Ended::Exited(_) => None,
         };
         if let (Some(folder), true) = (&self.out, report.finished) {
@@ -227,8 +226,7 @@ pub fn locate(word: &str) -> Result<Option<PathBuf>> {
         let path = path.canonicalize().map_err(|_| missing())?;
         return Ok(Some(path));
     }
-    let commands =
-        crate::tool::text(crate::tool::command(&busybox()?.to_string_lossy()).arg("--list"))?;
+    let commands = crate::tool::text(crate::tool::command(&busybox()?.to_string_lossy()).arg("--list"))?;
     if commands.lines().any(|command| command == word) {
         return Ok(None);
     }
@@ -237,11 +235,7 @@ pub fn locate(word: &str) -> Result<Option<PathBuf>> {
 
 fn last_words(mut serial: std::fs::File, lines: usize) -> String {
     let mut bytes = Vec::new();
-    if serial
-        .rewind()
-        .and_then(|()| serial.read_to_end(&mut bytes))
-        .is_err()
-    {
+    if serial.rewind().and_then(|()| serial.read_to_end(&mut bytes)).is_err() {
         return String::new();
     }
     let text = String::from_utf8_lossy(&bytes).replace('\r', "");

@@ -35,10 +35,7 @@ pub fn watch(
 ) -> Result<Ended> {
     let deadline = Instant::now() + limit;
     let name = command.get_program().to_string_lossy().into_owned();
-    tie_to_us(
-        command,
-        inherited.iter().map(|file| file.as_raw_fd()).collect(),
-    );
+    tie_to_us(command, inherited.iter().map(|file| file.as_raw_fd()).collect());
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -51,10 +48,7 @@ pub fn watch(
         let Some(mut output) = output else { return };
         let mut chunk = [0; 16384];
         while let Ok(length @ 1..) = output.read(&mut chunk) {
-            if sender
-                .send(chunk.get(..length).unwrap_or_default().to_vec())
-                .is_err()
-            {
+            if sender.send(chunk.get(..length).unwrap_or_default().to_vec()).is_err() {
                 break;
             }
         }
@@ -147,14 +141,9 @@ mod tests {
 
     fn sh(script: &str, limit: Duration) -> (Ended, Vec<String>) {
         let mut seen = Vec::new();
-        let ended = watch(
-            Command::new("sh").args(["-c", script]),
-            &[],
-            limit,
-            &mut |line| {
-                seen.push(String::from_utf8_lossy(line).into_owned());
-            },
-        );
+        let ended = watch(Command::new("sh").args(["-c", script]), &[], limit, &mut |line| {
+            seen.push(String::from_utf8_lossy(line).into_owned());
+        });
         (ended.unwrap(), seen)
     }
 
@@ -178,12 +167,9 @@ mod tests {
         file.set_len(5).unwrap();
         let script = format!("wc -c < {}", super::super::scratch::inherited_path(&file));
         let mut seen = Vec::new();
-        watch(
-            Command::new("sh").args(["-c", &script]),
-            &[&file],
-            LONG,
-            &mut |line| seen.extend_from_slice(line),
-        )
+        watch(Command::new("sh").args(["-c", &script]), &[&file], LONG, &mut |line| {
+            seen.extend_from_slice(line)
+        })
         .unwrap();
         assert_eq!(seen, b"5\n");
     }

@@ -14,10 +14,7 @@ use crate::error::{During, Result};
 pub fn unlinked_file(purpose: &str) -> Result<File> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let path = std::env::temp_dir().join(format!(
-        "innkeeper-{purpose}-{}-{count}",
-        std::process::id()
-    ));
+    let path = std::env::temp_dir().join(format!("innkeeper-{purpose}-{}-{count}", std::process::id()));
     let action = || format!("making a temporary file {}", path.display());
     let file = OpenOptions::new()
         .read(true)

@@ -1,0 +1,153 @@
+//! `cargo xtask test`: everything that must be green before a change is good.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use xtask::kernel::Flavour;
+use xtask::lab::{Emulator, Failure, Job, Lab, ensure_cured, process};
+use xtask::{Error, Result, resources, tool};
+
+use crate::cargo;
+use crate::lab_command::{exit_status, quoted, to_standard_output};
+use crate::way::{self, Way};
+
+/// The wall-clock limit for all guest tests together.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+/// L1 must hold guests with more than 4 GiB, of which they touch little.
+const LAB_MEMORY_MIB: u32 = 6144;
+
+/// Formatting, lints, unit and documentation tests, and tests with real guests.
+#[derive(Args, Debug)]
+pub struct TestArgs {
+    /// Only the tests with real guests.
+    #[arg(long)]
+    guest: bool,
+    /// Use the lab even where this host's KVM could run the guests.
+    #[arg(long)]
+    lab: bool,
+    /// For the guest tests' own program: names to select, options like --test-threads.
+    #[arg(last = true, value_name = "ARGUMENT")]
+    arguments: Vec<String>,
+}
+
+/// Runs it and returns the exit status for the process. The last lines are those of the guest tests' own program.
+///
+/// # Errors
+/// When a stage fails.
+pub fn test(args: &TestArgs) -> Result<u8> {
+    if !args.guest {
+        stage("format", &["fmt", "--all", "--check"])?;
+        stage(
+            "lints",
+            &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        )?;
+        stage("unit tests", &["test", "--workspace"])?;
+    }
+    guest_tests(args)
+}
+
+fn stage(name: &str, arguments: &[&str]) -> Result<()> {
+    println!("== {name}: cargo {}", arguments.join(" "));
+    let started = Instant::now();
+    tool::run(&mut cargo::command(arguments))?;
+    println!("== {name}: passed in {:.0} s\n", started.elapsed().as_secs_f32());
+    Ok(())
+}
+
+fn guest_tests(args: &TestArgs) -> Result<u8> {
+    let innkeeper = cargo::build(&["build", "-p", "vmm", "--bin", "innkeeper"], "innkeeper")?;
+    let arguments = ["test", "-p", "tests", "--features", "guests", "--test", "guest", "--no-run"];
+    let program = cargo::build(&arguments, "guest")?;
+    let way = way::decide(&innkeeper, args.lab)?;
+    let resources = resources::gather()?;
+    let emulator = ensure_cured()?;
+    println!("== guest tests, {way}");
+    match way {
+        Way::Host => on_host(&program, &innkeeper, &resources, &emulator, &args.arguments),
+        Way::Lab(_) => in_lab(&program, &innkeeper, &resources, emulator, &args.arguments),
+    }
+}
+
+/// What the tests find in their environment.
+fn environment(resources: &str, innkeeper: &str, qemu: &str) -> [(&'static str, String); 4] {
+    let kernels: Vec<String> = Flavour::ALL
+        .map(Flavour::name)
+        .map(|name| format!("{name}:{resources}/kernels/{name}"))
+        .into();
+    [
+        ("INNKEEPER_RESOURCES", resources.into()),
+        ("INNKEEPER_KERNELS", kernels.join(",")),
+        ("INNKEEPER_BINARY", innkeeper.into()),
+        ("INNKEEPER_QEMU", qemu.into()),
+    ]
+}
+
+fn on_host(
+    program: &Path,
+    innkeeper: &Path,
+    resources: &Path,
+    emulator: &Emulator,
+    arguments: &[String],
+) -> Result<u8> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut command = Command::new(program);
+    command.args(arguments).envs(environment(
+        &text(resources),
+        &text(innkeeper),
+        &text(&emulator.program),
+    ));
+    match process::watch(&mut command, &[], LIMIT, &mut to_standard_output)? {
+        process::Ended::TimedOut => Err(timed_out()),
+        process::Ended::Exited(status) => Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
+    }
+}
+
+fn in_lab(program: &Path, innkeeper: &Path, resources: &Path, emulator: Emulator, arguments: &[String]) -> Result<u8> {
+    const QEMU: &str = "/bin/qemu-system-x86_64";
+    let qemu = emulator.program.clone();
+    let mut lab = Lab::with(emulator);
+    lab.limit = LIMIT;
+    lab.memory_mib = LAB_MEMORY_MIB;
+    lab.contents
+        .program(program, "/bin/guest-tests")?
+        .program(innkeeper, "/bin/innkeeper")?
+        .program(&qemu, QEMU)?
+        .copy(resources, "/resources")?;
+    let mut script = String::new();
+    for (name, value) in environment("/resources", "/bin/innkeeper", QEMU) {
+        script.push_str(&format!("export {name}={}\n", quoted(&value)));
+    }
+    script.push_str("exec guest-tests");
+    script.extend(arguments.iter().map(|argument| format!(" {}", quoted(argument))));
+    let outcome = lab.run(
+        &[Job {
+            name: "guest tests".into(),
+            script,
+        }],
+        &mut to_standard_output,
+    )?;
+    match outcome.failure {
+        Some(Failure::TimedOut(_)) => Err(timed_out()),
+        Some(Failure::Died(words)) => Err(Error::Lab(words)),
+        None => Ok(exit_status(&outcome)),
+    }
+}
+
+fn timed_out() -> Error {
+    Error::Other(format!("the guest tests did not end within {} s", LIMIT.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tests_are_told_where_each_kernel_is() {
+        let [_, (name, value), ..] = environment("/r", "/i", "/q");
+        assert_eq!(name, "INNKEEPER_KERNELS");
+        assert_eq!(value, "cloud:/r/kernels/cloud,generic:/r/kernels/generic");
+    }
+}
