@@ -1,8 +1,8 @@
 //! Base address registers: where a function answers in I/O and memory space.
 //!
-//! The register's bytes lie in configuration space, where its address bits are writable and its type bits are not; the sizing
-//! protocol (write ones, read back) and half-written 64-bit BARs need nothing more. What a BAR decodes is decided as QEMU's
-//! `pci_bar_address` (hw/pci/pci.c) decides it.
+//! The register's bytes lie in configuration space, where its address bits are writable and its type bits are not;
+//! the sizing protocol (write ones, read back) and half-written 64-bit BARs need nothing more. What a BAR decodes is
+//! decided as QEMU's `pci_bar_address` (hw/pci/pci.c) decides it.
 
 use crate::config_space::{ConfigSpace, command, register};
 use crate::function::{Region, Space};
@@ -79,8 +79,8 @@ pub enum BarError {
 }
 
 impl Bar {
-    /// BAR `index` of `size` bytes: a power of two of at least 4 ports or 16 bytes, at most 32 KiB of ports, 2 GiB of 32-bit
-    /// memory.
+    /// BAR `index` of `size` bytes: a power of two of at least 4 ports or 16 bytes, at most 32 KiB of ports, 2 GiB of
+    /// 32-bit memory.
     ///
     /// # Errors
     /// Index or size are out of range.
@@ -133,9 +133,9 @@ impl Bar {
 
     /// What it decodes with the registers as they are in `config`.
     ///
-    /// Nothing while the command register has its space switched off, and nothing at addresses that a guest uses to say
-    /// "nowhere": 0, the end of the address space, ports above 64 Ki, a 32-bit BAR that would reach the last byte below 4 GiB
-    /// (as every 32-bit BAR does while it is being sized).
+    /// Nothing while the command register has its space switched off, and nothing at addresses that a guest uses to
+    /// say "nowhere": 0, the end of the address space, ports above 64 Ki, a 32-bit BAR that would reach the last byte
+    /// below 4 GiB (as every 32-bit BAR does while it is being sized).
     pub fn decoded(&self, config: &ConfigSpace) -> Option<Region> {
         let space = self.kind.space();
         let enable = match space {

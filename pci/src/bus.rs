@@ -1,7 +1,7 @@
 //! Bus 0: who is in which slot, and who answers at an address.
 //!
-//! A [`Bus`] is shared by reference between the threads of the guest's processors. It never holds its own lock while it calls a
-//! function; a function may be locked while the bus's tables change, never the other way round.
+//! A [`Bus`] is shared by reference between the threads of the guest's processors. It never holds its own lock while
+//! it calls a function; a function may be locked while the bus's tables change, never the other way round.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -41,8 +41,8 @@ pub struct Target {
     pub bar: u8,
     /// The address as an offset into the BAR.
     pub offset: u64,
-    /// How many of the bytes asked for the function answers: fewer when the access runs past the end of its BAR, or into
-    /// that of a function that takes precedence.
+    /// How many of the bytes asked for the function answers: fewer when the access runs past the end of its BAR, or
+    /// into that of a function that takes precedence.
     pub len: usize,
 }
 
@@ -141,7 +141,8 @@ impl Bus {
         changes
     }
 
-    /// Lets decode follow changes that a function returned to somebody else than the bus: those of an access to its BAR.
+    /// Lets decode follow changes that a function returned to somebody else than the bus: those of an access to its
+    /// BAR.
     pub fn update(&self, address: Address, changes: &[Change]) {
         let concerns_decode = |change: &Change| matches!(change, Change::Mapped(_) | Change::Unmapped(_));
         if changes.iter().any(concerns_decode) {

@@ -1,7 +1,7 @@
 //! Configuration space: 256 bytes of which each bit is read-only, writable, or cleared by writing one.
 //!
-//! What a register *is* (masks, defaults) and what it *holds* are apart: a snapshot carries [`ConfigState`] alone, and restoring
-//! it can't touch a read-only bit.
+//! What a register *is* (masks, defaults) and what it *holds* are apart: a snapshot carries [`ConfigState`] alone,
+//! and restoring it can't touch a read-only bit.
 
 use serde::{Deserialize, Serialize};
 
@@ -142,8 +142,8 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// A configuration space with the type 0 header that `header` describes and QEMU's writable bits: the command register's,
-    /// cache line size, interrupt line, and everything behind the header that no capability claims.
+    /// A configuration space with the type 0 header that `header` describes and QEMU's writable bits: the command
+    /// register's, cache line size, interrupt line, and everything behind the header that no capability claims.
     pub fn type0(header: &Header) -> Self {
         let mut space = Self {
             bytes: [0; SIZE],

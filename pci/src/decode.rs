@@ -12,8 +12,8 @@ pub(crate) struct Segment {
     pub(crate) region: Region,
 }
 
-/// The regions decoded on a bus. Where two overlap, the function with the lowest address answers, and of one function the lowest
-/// BAR; the other answers in what is left.
+/// The regions decoded on a bus. Where two overlap, the function with the lowest address answers, and of one function
+/// the lowest BAR; the other answers in what is left.
 #[derive(Default)]
 pub(crate) struct Decode {
     regions: Vec<(Address, Region)>,

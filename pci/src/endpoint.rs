@@ -1,5 +1,5 @@
-//! What every function has: configuration space with its command register, BARs, capabilities, MSI-X and INTx#. A device wraps an
-//! [`Endpoint`] and adds what its BARs hold.
+//! What every function has: configuration space with its command register, BARs, capabilities, MSI-X and INTx#. A
+//! device wraps an [`Endpoint`] and adds what its BARs hold.
 
 use std::sync::Arc;
 
@@ -117,8 +117,8 @@ impl Endpoint {
         &self.config
     }
 
-    /// The registers, for a device that sets some by itself. What the command register, BARs and message control bring about
-    /// follows only [`write_config`](Self::write_config).
+    /// The registers, for a device that sets some by itself. What the command register, BARs and message control
+    /// bring about follows only [`write_config`](Self::write_config).
     pub fn config_mut(&mut self) -> &mut ConfigSpace {
         &mut self.config
     }

@@ -1,4 +1,5 @@
-//! What a PCI function is to the bus: configuration space, regions that it decodes, and the changes that a write brings about.
+//! What a PCI function is to the bus: configuration space, regions that it decodes, and the changes that a write
+//! brings about.
 
 /// The address space that a region lives in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -54,7 +55,8 @@ pub enum Change {
 /// The changes of one access. Most accesses change nothing, and an empty `Vec` does not allocate.
 pub type Changes = Vec<Change>;
 
-/// A PCI function as the bus sees it. Access lengths are 1, 2 or 4 bytes in configuration space, 1 to 8 in a BAR; data is little-endian.
+/// A PCI function as the bus sees it. Access lengths are 1, 2 or 4 bytes in configuration space, 1 to 8 in a BAR;
+/// data is little-endian.
 pub trait Function: Send {
     /// Reads `data.len()` bytes of configuration space at `offset`. Bytes past the end read as all ones.
     fn read_config(&mut self, offset: u16, data: &mut [u8]);

@@ -34,8 +34,8 @@ pub trait InterruptLine: Send + Sync {
     fn set_level(&self, asserted: bool);
 }
 
-/// The PIRQ, A to D as 0 to 3, that a pin of the device in slot `device` of bus 0 is wired to: each slot is turned by one
-/// against its neighbour, and INTA# of slot 1 is PIRQ A (QEMU, hw/i386/pc_piix.c, `pc_pci_slot_get_pirq`).
+/// The PIRQ, A to D as 0 to 3, that a pin of the device in slot `device` of bus 0 is wired to: each slot is turned by
+/// one against its neighbour, and INTA# of slot 1 is PIRQ A (QEMU, hw/i386/pc_piix.c, `pc_pci_slot_get_pirq`).
 pub const fn pirq(device: u8, pin: Pin) -> u8 {
     let pin = pin as u8 - Pin::A as u8;
     (device % 4 + 3 + pin) % 4
@@ -43,8 +43,8 @@ pub const fn pirq(device: u8, pin: Pin) -> u8 {
 
 /// INTx# of one function: shared by its configuration space, which can disable it, and whoever raises and lowers it.
 ///
-/// The line is asserted while the function wants it and Interrupt Disable is clear. Line and state change together, so that
-/// two threads can't leave the line at a level that the state contradicts.
+/// The line is asserted while the function wants it and Interrupt Disable is clear. Line and state change together,
+/// so that two threads can't leave the line at a level that the state contradicts.
 #[derive(Default)]
 pub struct Intx {
     state: Mutex<State>,

@@ -1,8 +1,8 @@
 //! What a PCI bus is: configuration space, BARs, capabilities, decode, and the host functions of QEMU's `pc` machine.
 //!
-//! A device is a [`Function`], most easily one that wraps an [`Endpoint`]. A [`Bus`] holds functions and finds the one that an
-//! access is for; [`mechanism1`] is the guest's way into configuration space, [`resources`] does the firmware's part. An access
-//! returns what it changed outside the function ([`Change`]); nobody is called back.
+//! A device is a [`Function`], most easily one that wraps an [`Endpoint`]. A [`Bus`] holds functions and finds the
+//! one that an access is for; [`mechanism1`] is the guest's way into configuration space, [`resources`] does the
+//! firmware's part. An access returns what it changed outside the function ([`Change`]); nobody is called back.
 #![forbid(unsafe_code)]
 
 pub mod address;

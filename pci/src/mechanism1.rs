@@ -1,7 +1,9 @@
-//! Configuration mechanism #1: the guest names a register at port 0xcf8 and accesses it at ports 0xcfc to 0xcff (PCI Local Bus
-//! 3.0, section 3.2.2.3.2), with QEMU's answers (hw/pci/pci_host.c) where the specification leaves them open.
+//! Configuration mechanism #1: the guest names a register at port 0xcf8 and accesses it at ports 0xcfc to 0xcff (PCI
+//! Local Bus 3.0, section 3.2.2.3.2), with QEMU's answers (hw/pci/pci_host.c) where the specification leaves them
+//! open.
 //!
-//! A byte access to port 0xcf9 belongs to the reset control register, not to us: the machine decodes it before it comes here.
+//! A byte access to port 0xcf9 belongs to the reset control register, not to us: the machine decodes it before it
+//! comes here.
 
 use std::ops::RangeInclusive;
 
@@ -82,8 +84,8 @@ impl ConfigPorts {
         BusChanges::new()
     }
 
-    /// The function and the offset that `port` of CONFIG_DATA reaches. The low two bits of the offset may stand in CONFIG_ADDRESS
-    /// as well as in the port: QEMU keeps them, and its test clients always use port 0xcfc.
+    /// The function and the offset that `port` of CONFIG_DATA reaches. The low two bits of the offset may stand in
+    /// CONFIG_ADDRESS as well as in the port: QEMU keeps them, and its test clients always use port 0xcfc.
     fn register(&self, port: u16) -> Option<(Address, u16)> {
         if self.config_address & ENABLE == 0 || !(CONFIG_DATA..=*PORTS.end()).contains(&port) {
             return None;
@@ -93,7 +95,8 @@ impl ConfigPorts {
     }
 }
 
-/// Cuts an access of `len` bytes at `port` into parts of 1, 2 or 4 bytes that are aligned to their width. Ports don't wrap.
+/// Cuts an access of `len` bytes at `port` into parts of 1, 2 or 4 bytes that are aligned to their width. Ports don't
+/// wrap.
 fn aligned_parts(port: u16, len: usize) -> impl Iterator<Item = (u16, usize)> {
     let mut next = Some(port);
     let mut left = len;
@@ -230,7 +233,8 @@ mod tests {
         ]
     }
 
-    /// What must be the same before and after anything that a guest does: the identity of every function, present or not.
+    /// What must be the same before and after anything that a guest does: the identity of every function, present or
+    /// not.
     fn identities(bus: &Bus) -> Vec<[u8; 4]> {
         let identity = |devfn| {
             let mut data = [0; 4];

@@ -44,12 +44,16 @@ impl Scratch {
             pin: Some(Pin::A),
             ..Header::default()
         };
-        let layout = EndpointLayout {
+        Self::of(EndpointLayout {
             header,
             bars,
             msix,
             ..Default::default()
-        };
+        })
+    }
+
+    /// As `layout` says.
+    pub(crate) fn of(layout: EndpointLayout) -> Self {
         Self {
             endpoint: Endpoint::new(layout).unwrap(),
             held: vec![0; 0x4000],

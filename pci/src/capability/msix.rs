@@ -1,8 +1,8 @@
-//! MSI-X: a table of messages that the function can send, one a vector, and an array of bits for those that wait because they
-//! are masked (PCI Local Bus 3.0, section 6.8.2).
+//! MSI-X: a table of messages that the function can send, one a vector, and an array of bits for those that wait
+//! because they are masked (PCI Local Bus 3.0, section 6.8.2).
 //!
-//! Message control lies in configuration space, table and pending bits in a BAR. As in QEMU (hw/pci/msix.c) an access of the
-//! guest takes effect on each aligned dword that it covers completely; the pending bits are read-only.
+//! Message control lies in configuration space, table and pending bits in a BAR. As in QEMU (hw/pci/msix.c) an access
+//! of the guest takes effect on each aligned dword that it covers completely; the pending bits are read-only.
 
 use serde::{Deserialize, Serialize};
 
@@ -52,8 +52,8 @@ pub struct MsixLayout {
 }
 
 impl MsixLayout {
-    /// Table and pending bits in a BAR of their own, laid out as by QEMU's `msix_init_exclusive_bar`: the table at 0, the
-    /// pending bits at 0x800, or behind the table if that is longer.
+    /// Table and pending bits in a BAR of their own, laid out as by QEMU's `msix_init_exclusive_bar`: the table at 0,
+    /// the pending bits at 0x800, or behind the table if that is longer.
     pub const fn exclusive(offset: u8, bar: u8, vectors: u16) -> Self {
         let table_bytes = vectors as u32 * ENTRY_SIZE as u32;
         let pending = if table_bytes > 0x800 { table_bytes } else { 0x800 };

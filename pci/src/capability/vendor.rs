@@ -1,4 +1,5 @@
-//! The vendor-specific capability, id 9: its third byte is its length, the rest is the vendor's (PCI Local Bus 3.0, appendix H).
+//! The vendor-specific capability, id 9: its third byte is its length, the rest is the vendor's (PCI Local Bus 3.0,
+//! appendix H).
 
 use super::Capability;
 

@@ -1,6 +1,7 @@
 //! The host bridge 82441FX (8086:1237), as in QEMU's hw/pci-host/i440fx.c.
 //!
-//! Its memory attributes and SMRAM registers hold what is written but have no effect: there is no ROM to shadow and no SMM.
+//! Its memory attributes and SMRAM registers hold what is written but have no effect: there is no ROM to shadow and
+//! no SMM.
 
 use crate::config_space::Header;
 use crate::endpoint::{Endpoint, EndpointState, EndpointStateError};

@@ -1,7 +1,7 @@
 //! The functions that QEMU's `pc` machine has on its board, and what its firmware writes to them.
 //!
-//! All are functions without BARs whose registers behind the header are plain storage, as in QEMU; some have effects, which the
-//! modules name. The IDE function 00:01.1 is absent.
+//! All are functions without BARs whose registers behind the header are plain storage, as in QEMU; some have effects,
+//! which the modules name. The IDE function 00:01.1 is absent.
 
 pub mod i440fx;
 pub mod piix3;
@@ -52,8 +52,9 @@ const fn write(address: Address, offset: u16, data: &'static [u8]) -> FirmwareWr
 /// I/O space, memory space and SERR#, which SeaBIOS switches on for every function.
 const COMMAND: &[u8] = &0x0103u16.to_le_bytes();
 
-/// What SeaBIOS leaves in the three functions, in the form of the writes that bring it about (src/fw: pciinit.c for routing, power
-/// management and command registers; shadow.c for the memory attributes 0x59 to 0x5f; smm.c for 0x72 and 0x5b).
+/// What SeaBIOS leaves in the three functions, in the form of the writes that bring it about (src/fw: pciinit.c for
+/// routing, power management and command registers; shadow.c for the memory attributes 0x59 to 0x5f; smm.c for 0x72
+/// and 0x5b).
 pub const FIRMWARE_WRITES: &[FirmwareWrite] = &[
     write(
         HOST_BRIDGE,

@@ -1,5 +1,5 @@
-//! The ISA bridge of 82371SB, PIIX3 (8086:7000), as in QEMU's hw/isa/piix3.c. It routes the PCI interrupts PIRQ A to D to ISA
-//! interrupts; the reset control register at port 0xcf9 is not in configuration space and not here.
+//! The ISA bridge of 82371SB, PIIX3 (8086:7000), as in QEMU's hw/isa/piix3.c. It routes the PCI interrupts PIRQ A to
+//! D to ISA interrupts; the reset control register at port 0xcf9 is not in configuration space and not here.
 
 use crate::config_space::{Header, status};
 use crate::endpoint::{Endpoint, EndpointState, EndpointStateError};

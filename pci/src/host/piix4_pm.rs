@@ -1,5 +1,5 @@
-//! Power management of 82371AB, PIIX4 (8086:7113), as in QEMU's hw/acpi/piix4.c: says where the ACPI registers are. What is
-//! there, and the SMBus controller, are not here.
+//! Power management of 82371AB, PIIX4 (8086:7113), as in QEMU's hw/acpi/piix4.c: says where the ACPI registers are.
+//! What is there, and the SMBus controller, are not here.
 
 use crate::config_space::{Header, status};
 use crate::endpoint::{Endpoint, EndpointState, EndpointStateError};
@@ -21,8 +21,8 @@ pub const SMBUS_CONFIG: u16 = 0xd2;
 /// The byte of the device activity register in which bit 1 lets the APM port raise an SMI.
 pub const SMI_CONTROL: u16 = 0x5b;
 
-/// Registers that are not 0 after reset (QEMU, hw/acpi/piix4.c, `piix4_pm_realize`, `piix4_pm_reset`, `piix4_pm_machine_ready`;
-/// the last says that there is a serial port at 0x3f8 and no other).
+/// Registers that are not 0 after reset (QEMU, hw/acpi/piix4.c, `piix4_pm_realize`, `piix4_pm_reset`,
+/// `piix4_pm_machine_ready`; the last says that there is a serial port at 0x3f8 and no other).
 const DEFAULTS: &[(u16, &[u8])] = &[
     (PM_BASE, &[0x01]),
     (0x5f, &[0x10]),
@@ -58,7 +58,8 @@ impl Piix4Pm {
         Self { endpoint }
     }
 
-    /// The first of the 64 ports of the power management block, if it is decoded. At port 0 it is not: other devices are there.
+    /// The first of the 64 ports of the power management block, if it is decoded. At port 0 it is not: other devices
+    /// are there.
     pub fn pm_base(&self) -> Option<u16> {
         let config = self.endpoint.config();
         let enabled = config.read_u8(PM_ENABLE) & 1 != 0;
