@@ -35,7 +35,11 @@ pub struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File)
 /// # Errors
 /// When the lock file cannot be made or locked.
 pub fn lock(name: &str) -> Result<Lock> {
-    let folder = folder()?.join("locks");
+    lock_in(&folder()?, name)
+}
+
+fn lock_in(cache: &Path, name: &str) -> Result<Lock> {
+    let folder = cache.join("locks");
     fs::create_dir_all(&folder).during(|| format!("making {}", folder.display()))?;
     let path = folder.join(name);
     let action = || format!("locking {}", path.display());
@@ -53,11 +57,15 @@ pub fn lock(name: &str) -> Result<Lock> {
 /// # Errors
 /// When `make` fails, or the file system does.
 pub fn entry(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-    let path = folder()?.join(name);
+    entry_in(&folder()?, name, make)
+}
+
+fn entry_in(cache: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let path = cache.join(name);
     if path.exists() {
         return Ok(path);
     }
-    let _lock = lock(&name.replace('/', "_"))?;
+    let _lock = lock_in(cache, &name.replace('/', "_"))?;
     if path.exists() {
         return Ok(path);
     }
@@ -100,7 +108,25 @@ pub fn key(parts: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
+
+    #[test]
+    fn what_failed_half_way_is_not_there_and_what_is_there_is_not_made_again() {
+        let cache = std::env::temp_dir().join(format!("innkeeper-cache-{}", std::process::id()));
+        let fail = |folder: &Path| {
+            fs::write(folder.join("half"), "").unwrap();
+            Err(Error::Other("interrupted".into()))
+        };
+        assert!(entry_in(&cache, "a/thing-1", fail).is_err());
+        assert!(!cache.join("a/thing-1").exists());
+        let make = |folder: &Path| fs::write(folder.join("whole"), "").during(|| "writing");
+        let path = entry_in(&cache, "a/thing-1", make).unwrap();
+        assert!(path.join("whole").exists() && !path.join("half").exists());
+        assert_eq!(entry_in(&cache, "a/thing-1", |_| panic!("made twice")).unwrap(), path);
+        remove(&cache).unwrap();
+        assert!(!cache.exists());
+    }
 
     #[test]
     fn keys_tell_apart_where_one_part_ends_and_the_next_begins() {

@@ -26,7 +26,8 @@ echo
 echo "This is Linux $(uname -r), started by Innkeeper. CPUs: $(nproc), memory: $(($(sed -n 's/MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo) / 1024)) MiB."
 echo "Its PCI bus:"
 echo
-lspci -nn -k
+# It would also name modules that are not loaded, if there were an index of them.
+lspci -nn -k 2>&1 | grep -v libkmod
 echo
 echo "Powering off."
 poweroff -f

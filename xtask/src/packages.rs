@@ -2,7 +2,7 @@
 //! cache, so that nothing is written to `/boot` and no package script runs.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
@@ -89,22 +89,23 @@ pub fn fetch_behind(metapackage: &str, prefix: &str) -> Result<Unpacked> {
 /// As [`fetch`].
 pub fn fetch_with_dependencies(package: &str) -> Result<Vec<Unpacked>> {
     let top = fetch(package)?;
-    let mut names = vec![package.to_string()];
-    let record = cache::folder()?
+    let path = cache::folder()?
         .join("resolved")
-        .join(format!("{package}+dependencies"));
+        .join(format!("{package}:dependencies"));
     let stamp = top.candidate.version.clone();
-    match recorded(&record, &stamp) {
-        Some(lines) => names.extend(lines),
+    let record = match Record::read(&path).filter(|record| record.stamp == stamp) {
+        Some(record) => record,
         None => {
             let plan =
                 tool::text(tool::command("apt-get").args(["install", "-s", "--no-install-recommends", package]))?;
-            let dependencies: Vec<String> = planned(&plan).into_iter().filter(|name| name != package).collect();
-            write_record(&record, &stamp, &dependencies)?;
-            names.extend(dependencies);
+            let lines = planned(&plan).into_iter().filter(|name| name != package).collect();
+            let record = Record { stamp, lines };
+            record.write(&path)?;
+            record
         }
-    }
-    names.iter().map(|name| fetch(name)).collect()
+    };
+    let names = [package].into_iter().chain(record.lines.iter().map(String::as_str));
+    names.map(fetch).collect()
 }
 
 /// The source package and version that a binary package was built from.
@@ -121,7 +122,10 @@ fn is_installed(package: &str) -> bool {
 }
 
 /// Runs `apt-get update`, at most once in the life of this process. Returns whether it ran now.
-fn update_once() -> Result<bool> {
+///
+/// # Errors
+/// [`Error::PackagesMissing`] with the exact command when this process is not root; else what apt-get says.
+pub fn update_once() -> Result<bool> {
     static RAN: AtomicBool = AtomicBool::new(false);
     if RAN.swap(true, Ordering::Relaxed) {
         return Ok(false);
@@ -194,29 +198,32 @@ fn show(package: &str) -> Result<Shown> {
     known(ask()).ok_or_else(|| Error::UnknownPackage(package.into()))
 }
 
-/// Answers from the record of an earlier run as long as apt's lists are the same; asking apt takes a second.
+/// Answers from the record of an earlier run as long as apt's lists are the same; asking apt takes a second. Where apt has
+/// no answer, as without its lists and without the right to get them, the earlier one still holds.
 fn resolve(key: &str, choose: impl FnOnce(Shown) -> Result<Candidate>) -> Result<Candidate> {
     let record = cache::folder()?.join("resolved").join(key);
-    let parse = |lines: Vec<String>| {
-        let (package, version) = lines.first()?.split_once(' ')?;
-        Some(Candidate {
-            package: package.into(),
-            version: version.into(),
-        })
-    };
-    let stamp = lists_stamp();
-    if let Some(candidate) = recorded(&record, &stamp).and_then(parse) {
-        return Ok(candidate);
+    let earlier = Record::read(&record);
+    let known = earlier.as_ref().and_then(Record::candidate);
+    if let (Some(record), Some(candidate)) = (&earlier, &known)
+        && record.stamp == lists_stamp()
+    {
+        return Ok(candidate.clone());
     }
     let package = key.split(':').next().unwrap_or(key);
-    let candidate = show(package).and_then(choose)?;
-    // The lists may just have been updated.
-    write_record(
-        &record,
-        &lists_stamp(),
-        &[format!("{} {}", candidate.package, candidate.version)],
-    )?;
-    Ok(candidate)
+    match (show(package).and_then(choose), known) {
+        (Ok(candidate), _) => {
+            let line = format!("{} {}", candidate.package, candidate.version);
+            // Asking may just have updated the lists.
+            Record {
+                stamp: lists_stamp(),
+                lines: vec![line],
+            }
+            .write(&record)?;
+            Ok(candidate)
+        }
+        (Err(_), Some(candidate)) => Ok(candidate),
+        (Err(error), None) => Err(error),
+    }
 }
 
 /// Changes whenever apt's lists do: the time of their last change, in nanoseconds.
@@ -226,20 +233,42 @@ fn lists_stamp() -> String {
     since.map_or_else(|| "none".into(), |duration| duration.as_nanos().to_string())
 }
 
-fn recorded(record: &std::path::Path, stamp: &str) -> Option<Vec<String>> {
-    let text = fs::read_to_string(record).ok()?;
-    let mut lines = text.lines().map(String::from);
-    (lines.next()? == stamp).then(|| lines.collect())
+/// An answer of apt's that is kept: what it was valid for, and its lines.
+#[derive(Debug)]
+struct Record {
+    stamp: String,
+    lines: Vec<String>,
 }
 
-fn write_record(record: &std::path::Path, stamp: &str, lines: &[String]) -> Result<()> {
-    let action = || format!("writing {}", record.display());
-    if let Some(folder) = record.parent() {
-        fs::create_dir_all(folder).during(action)?;
+impl Record {
+    fn read(path: &Path) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        let mut lines = text.lines().map(String::from);
+        Some(Self {
+            stamp: lines.next()?,
+            lines: lines.collect(),
+        })
     }
-    let staging = record.with_extension(std::process::id().to_string());
-    fs::write(&staging, format!("{stamp}\n{}\n", lines.join("\n"))).during(action)?;
-    fs::rename(&staging, record).during(action)
+
+    /// Its first line as `package version`.
+    fn candidate(&self) -> Option<Candidate> {
+        let (package, version) = self.lines.first()?.split_once(' ')?;
+        Some(Candidate {
+            package: package.into(),
+            version: version.into(),
+        })
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let action = || format!("writing {}", path.display());
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).during(action)?;
+        }
+        let staging = path.with_extension(std::process::id().to_string());
+        let lines: String = self.lines.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(&staging, format!("{}\n{lines}", self.stamp)).during(action)?;
+        fs::rename(&staging, path).during(action)
+    }
 }
 
 /// The packages that `apt-get install -s` says it would install.

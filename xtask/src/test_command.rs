@@ -59,7 +59,16 @@ fn stage(name: &str, arguments: &[&str]) -> Result<()> {
 
 fn guest_tests(args: &TestArgs) -> Result<u8> {
     let innkeeper = cargo::build(&["build", "-p", "vmm", "--bin", "innkeeper"], "innkeeper")?;
-    let arguments = ["test", "-p", "tests", "--features", "guests", "--test", "guest", "--no-run"];
+    let arguments = [
+        "test",
+        "-p",
+        "tests",
+        "--features",
+        "guests",
+        "--test",
+        "guest",
+        "--no-run",
+    ];
     let program = cargo::build(&arguments, "guest")?;
     let way = way::decide(&innkeeper, args.lab)?;
     let resources = resources::gather()?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache;
 use crate::error::{During, Error, Result};
-use crate::packages;
+use crate::packages::{self, Candidate};
 use crate::tool;
 
 /// Names the patch and the configuration below in the cache; to be changed with them.
@@ -90,7 +90,7 @@ impl CuredQemu {
     /// # Errors
     /// When apt knows no QEMU.
     pub fn existing() -> Result<Option<Self>> {
-        let version = packages::source_of("qemu-system-x86")?.version;
+        let version = wanted()?.version;
         let cured = Self {
             folder: cache::folder()?.join(name(&version)),
         };
@@ -105,13 +105,18 @@ impl CuredQemu {
         if let Some(cured) = Self::existing()? {
             return Ok(cured);
         }
-        let source = packages::source_of("qemu-system-x86")?;
+        packages::install(&BUILD_PACKAGES, "build QEMU with its emulated SVM cured")?;
+        let downloaded = cache::folder()?.join("apt/sources");
+        // apt's lists may name a version that the mirror no longer has.
+        let source = match wanted().and_then(|source| download(source, &downloaded)) {
+            Err(_) if packages::update_once()? => download(wanted()?, &downloaded)?,
+            answer => answer?,
+        };
         let name = name(&source.version);
         let _lock = cache::lock(&name)?;
         if let Some(cured) = Self::existing()? {
             return Ok(cured);
         }
-        packages::install(&BUILD_PACKAGES, "build QEMU with its emulated SVM cured")?;
         let cured = Self {
             folder: cache::folder()?.join(name),
         };
@@ -122,7 +127,13 @@ impl CuredQemu {
         );
         cache::remove(&cured.folder)?;
         fs::create_dir_all(&cured.folder).during(|| format!("making {}", cured.folder.display()))?;
-        unpack_source(&source, &cured.folder)?;
+        let dsc = format!("{}_{}.dsc", source.package, packages::without_epoch(&source.version));
+        let mut unpack = tool::command("dpkg-source");
+        unpack
+            .args(["--no-check", "-x"])
+            .arg(downloaded.join(dsc))
+            .arg(cured.source_folder());
+        tool::output(&mut unpack)?;
         patch(&cured.source_folder())?;
         cured.build()?;
         fs::write(cured.marker(), CURE).during(|| format!("writing {}", cured.marker().display()))?;
@@ -156,13 +167,18 @@ fn name(version: &str) -> String {
     format!("qemu-{}-{PATCH_KEY}", packages::without_epoch(version))
 }
 
-/// Downloads the source package and unpacks it, with Debian's patches applied, as `src`. The system's own list of
-/// sources stays as it is: a private one, with private state, names the same sites for source packages.
-fn unpack_source(source: &packages::Candidate, folder: &Path) -> Result<()> {
+/// The source package of the QEMU that apt knows.
+fn wanted() -> Result<Candidate> {
+    packages::source_of("qemu-system-x86")
+}
+
+/// Downloads a source package into a folder, and returns which. The system's own list of sources stays as it is: a private
+/// one, with private state, names the same sites for source packages.
+fn download(source: Candidate, folder: &Path) -> Result<Candidate> {
+    let _lock = cache::lock("sources")?;
     let apt = cache::folder()?.join("apt");
-    for part in ["lists/partial", "archives/partial"] {
-        let part = apt.join(part);
-        fs::create_dir_all(&part).during(|| format!("making {}", part.display()))?;
+    for part in [folder, &apt.join("lists/partial"), &apt.join("archives/partial")] {
+        fs::create_dir_all(part).during(|| format!("making {}", part.display()))?;
     }
     let targets = tool::text(tool::command("apt-get").args([
         "indextargets",
@@ -196,13 +212,7 @@ fn unpack_source(source: &packages::Candidate, folder: &Path) -> Result<()> {
             .args(["source", "--download-only"])
             .arg(format!("{}={}", source.package, source.version)),
     )?;
-    let dsc = format!("{}_{}.dsc", source.package, packages::without_epoch(&source.version));
-    tool::output(
-        tool::command("dpkg-source")
-            .args(["--no-check", "-x", &dsc, "src"])
-            .current_dir(folder),
-    )
-    .map(|_| ())
+    Ok(source)
 }
 
 /// Turns apt's list of binary indexes into a list of Debian's source packages at the same sites. An index whose key is
