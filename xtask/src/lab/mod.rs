@@ -149,7 +149,7 @@ impl Lab {
         let failure = match ended {
             Ended::TimedOut => Some(Failure::TimedOut(self.limit)),
             Ended::Exited(status) if !report.finished => {
-                Some(Failure::Died(format!("{status}\n{}", last_words(files.serial, 30))))
+                Some(Failure::Died(format!("{status}\n{}", last_words(files.serial, 60))))
             }
             Ended::Exited(_) => None,
         };
