@@ -1,7 +1,8 @@
 //! bzImage: the Linux/x86 boot protocol, version 2.12 and later (Documentation/arch/x86/boot.rst in Linux).
 //!
-//! The protected-mode part is copied as it is and decompresses itself in the guest. Decompressing it here instead would start from
-//! `payload_offset` and `payload_length`, which [`load`] has at hand, and end in [`elf::load`](super::elf::load).
+//! The protected-mode part is copied as it is and decompresses itself in the guest. Decompressing it here instead would
+//! start from `payload_offset` and `payload_length`, which [`load`] has at hand, and end in
+//! [`elf::load`](super::elf::load).
 
 use linux_loader::bootparam::setup_header;
 use vm_memory::ByteValued;

@@ -1,6 +1,7 @@
 //! The boot processor's registers at the first instruction, and the descriptor and page tables that they point to.
 //!
-//! 64-bit entry: Documentation/arch/x86/boot.rst in Linux, "64-bit boot protocol". PVH entry: docs/misc/pvh.pandoc in Xen.
+//! 64-bit entry: Documentation/arch/x86/boot.rst in Linux, "64-bit boot protocol". PVH entry: docs/misc/pvh.pandoc in
+//! Xen.
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -40,8 +41,8 @@ const TSS: kvm_segment = kvm_segment {
     g: 0,
     ..segment(4, TYPE_TSS, false)
 };
-/// Two null entries round the two kinds of code make the selectors those of Linux: `__BOOT_CS` 0x10, `__BOOT_DS` 0x18. The task state segment takes
-/// two entries in long mode.
+/// Two null entries round the two kinds of code make the selectors those of Linux: `__BOOT_CS` 0x10, `__BOOT_DS` 0x18.
+/// The task state segment takes two entries in long mode.
 const GDT: [u64; 6] = [
     0,
     descriptor(&CODE_32),
@@ -109,7 +110,7 @@ pub(super) fn write_tables(memory: &GuestMemory) -> Result<(), GuestMemoryError>
     )?;
     write_table(memory, pointers, |index| {
         if index < MAPPED_GIB {
-            directories + index * PAGE | TABLE
+            (directories + index * PAGE) | TABLE
         } else {
             0
         }
@@ -241,7 +242,7 @@ mod tests {
         }
         assert_eq!(entry(at::PAGE_TABLES, 1), 0);
         assert_eq!(entry(at::PAGE_TABLES + PAGE, 4), 0);
-        assert!(at::PAGE_TABLES + 6 * PAGE <= at::COMMAND_LINE);
+        const { assert!(at::PAGE_TABLES + 6 * PAGE <= at::COMMAND_LINE) };
     }
 
     #[test]

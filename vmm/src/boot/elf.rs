@@ -1,7 +1,7 @@
 //! ELF kernels: an uncompressed vmlinux, or any program that offers the PVH entry point.
 //!
-//! linux-loader's own loader is not used: it leaves the part of a segment that is not in the file as it was (wrong after a reboot) and tells a
-//! truncated file, a segment outside memory and a 32-bit file by one error.
+//! linux-loader's own loader is not used: it leaves the part of a segment that is not in the file as it was (wrong
+//! after a reboot) and tells a truncated file, a segment outside memory and a 32-bit file by one error.
 
 use std::ops::Range;
 
@@ -23,13 +23,15 @@ const MACHINE_386: u16 = 3;
 const MACHINE_X86_64: u16 = 62;
 const SEGMENT_LOAD: u32 = 1;
 const SEGMENT_NOTE: u32 = 4;
-/// `XEN_ELFNOTE_PHYS32_ENTRY`: a physical address, entered as the PVH boot protocol says (xen/include/public/elfnote.h).
+/// `XEN_ELFNOTE_PHYS32_ENTRY`: a physical address, entered as the PVH boot protocol says
+/// (xen/include/public/elfnote.h).
 const NOTE_PVH_ENTRY: u32 = 18;
 const NOTE_OWNER: &[u8] = b"Xen\0";
 /// More bytes of notes than any kernel has; the rest is not looked at.
 const NOTES_LIMIT: u64 = 1 << 20;
 
-/// What a vmlinux does not say and every 64-bit one takes: the values of its bzImage (arch/x86/boot/header.S, COMMAND_LINE_SIZE).
+/// What a vmlinux does not say and every 64-bit one takes: the values of its bzImage (arch/x86/boot/header.S,
+/// COMMAND_LINE_SIZE).
 const COMMAND_LINE_LIMIT: u64 = 2047;
 const INITRD_LAST: u64 = 0x7fff_ffff;
 
@@ -105,7 +107,8 @@ fn load_segment(
     Ok(start..end)
 }
 
-/// A vmlinux comes without a setup header: just what says "a boot loader filled this in" and how the kernel may be placed.
+/// A vmlinux comes without a setup header: just what says "a boot loader filled this in" and how the kernel may be
+/// placed.
 fn vmlinux_setup_header() -> setup_header {
     setup_header {
         boot_flag: 0xaa55,
@@ -223,7 +226,8 @@ fn find_pvh_entry(segments: &[Segment], image: &Image) -> Result<Option<u32>, Ke
     Ok(None)
 }
 
-/// Notes: three words (length of the owner's name, length of the content, kind), the name, the content, each padded to 4 bytes.
+/// Notes: three words (length of the owner's name, length of the content, kind), the name, the content, each padded to
+/// 4 bytes.
 fn pvh_entry_of_notes(mut notes: &[u8]) -> Option<u32> {
     loop {
         let fields = Fields(notes);

@@ -45,7 +45,8 @@ pub enum KernelError {
     NotAKernel,
     /// An ELF file of another sort: a program, a library, an object file.
     #[error(
-        "an ELF file, but not a kernel (not an executable linked at fixed addresses); give a bzImage or an uncompressed vmlinux"
+        "an ELF file, but not a kernel (not an executable linked at fixed addresses); \
+         give a bzImage or an uncompressed vmlinux"
     )]
     NotAnExecutable,
     /// Another architecture.
@@ -71,7 +72,8 @@ pub enum KernelError {
     BadHeader(&'static str),
     /// The kernel does not fit below the end of low memory.
     #[error(
-        "needs memory up to {needed_mib} MiB, but the guest has {available_mib} MiB below 4 GiB; give it more (--memory {needed_mib}M)"
+        "needs memory up to {needed_mib} MiB, but the guest has {available_mib} MiB below 4 GiB; \
+         give it more (--memory {needed_mib}M)"
     )]
     MemoryTooSmall {
         /// Where the kernel's memory ends, in MiB.
@@ -81,7 +83,8 @@ pub enum KernelError {
     },
     /// An ELF segment belongs where there is no RAM for kernels.
     #[error(
-        "a segment belongs at {start:#x} to {end:#x}, outside the guest's memory for kernels (from 0x100000); link it elsewhere"
+        "a segment belongs at {start:#x} to {end:#x}, outside the guest's memory for kernels (from 0x100000); \
+         link it elsewhere"
     )]
     SegmentOutsideMemory {
         /// First guest physical address.
@@ -116,7 +119,8 @@ pub enum InitrdError {
     Read(#[from] io::Error),
     /// It does not fit between the kernel and the highest address that the kernel takes an initrd at.
     #[error(
-        "has {size} bytes, and beside the kernel there is room for {room}; give the guest more memory (--memory) or a smaller initrd"
+        "has {size} bytes, and beside the kernel there is room for {room}; \
+         give the guest more memory (--memory) or a smaller initrd"
     )]
     TooLarge {
         /// Its size, in bytes.

@@ -1,4 +1,5 @@
-//! A file that is loaded into guest memory, kept open so that a reboot loads the same bytes even when its name has gone.
+//! A file that is loaded into guest memory, kept open so that a reboot loads the same bytes even when its name has
+//! gone.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};

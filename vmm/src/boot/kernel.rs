@@ -1,9 +1,10 @@
 //! Loads a kernel: tells what it is and puts it where it wants to be.
 //!
 //! * A **bzImage** is entered at its 64-bit entry point and decompresses itself.
-//! * An **ELF file with a PVH note** is entered there, in 32-bit protected mode. The note says that the file promises to understand it,
-//!   whatever system it is; an ELF file cannot say so of the Linux boot protocol.
-//! * Any other **64-bit ELF file** is taken for a vmlinux, whose ELF entry is the 64-bit entry point of the Linux boot protocol.
+//! * An **ELF file with a PVH note** is entered there, in 32-bit protected mode. The note says that the file promises
+//!   to understand it, whatever system it is; an ELF file cannot say so of the Linux boot protocol.
+//! * Any other **64-bit ELF file** is taken for a vmlinux, whose ELF entry is the 64-bit entry point of the Linux boot
+//!   protocol.
 
 use super::error::KernelError;
 use super::image::Image;

@@ -1,4 +1,5 @@
-//! Brings a kernel into guest memory with all that firmware would have left there, so that the first instruction is the kernel's own.
+//! Brings a kernel into guest memory with all that firmware would have left there, so that the first instruction is the
+//! kernel's own.
 
 mod bzimage;
 pub mod cpu_state;
@@ -57,8 +58,8 @@ pub enum Entry {
     },
 }
 
-/// Fills guest memory for a start and says where to start. It relies on nothing that was in memory before, so it serves the first
-/// start and every reboot.
+/// Fills guest memory for a start and says where to start. It relies on nothing that was in memory before, so it serves
+/// the first start and every reboot.
 pub fn prepare(config: &BootConfig, memory: &GuestMemory) -> Result<Entry, BootError> {
     let kernel_failed = |problem| BootError::Kernel {
         path: config.kernel.path().into(),
@@ -106,7 +107,8 @@ pub fn prepare(config: &BootConfig, memory: &GuestMemory) -> Result<Entry, BootE
     }
 }
 
-/// Clears what kernels search for signatures and sets the two words of BIOS data by which they find the end of conventional memory.
+/// Clears what kernels search for signatures and sets the two words of BIOS data by which they find the end of
+/// conventional memory.
 fn write_bios_data(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
     const KIB: u64 = 1024;
     clear(memory, 0..PAGE)?;

@@ -34,7 +34,8 @@ pub(super) struct Parameters<'a> {
     pub rsdp: u64,
 }
 
-/// Writes `boot_params` ("zero page", Documentation/arch/x86/zero-page.rst in Linux). Screen information stays zero: no video mode.
+/// Writes `boot_params` ("zero page", Documentation/arch/x86/zero-page.rst in Linux). Screen information stays zero: no
+/// video mode.
 pub(super) fn write_boot_params(
     memory: &GuestMemory,
     parameters: &Parameters<'_>,

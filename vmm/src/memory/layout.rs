@@ -29,7 +29,8 @@ pub mod address {
     pub const IOAPIC: u64 = 0xfec0_0000;
     /// Registers of the local APIC.
     pub const LOCAL_APIC: u64 = 0xfee0_0000;
-    /// Identity-mapped page table that KVM uses on Intel while a vCPU runs with paging off (`KVM_SET_IDENTITY_MAP_ADDR`); one page.
+    /// Identity-mapped page table that KVM uses on Intel while a vCPU runs with paging off
+    /// (`KVM_SET_IDENTITY_MAP_ADDR`); one page.
     pub const KVM_IDENTITY_MAP: u64 = 0xfeff_c000;
     /// Task state segment that KVM uses on Intel in real mode (`KVM_SET_TSS_ADDR`); three pages.
     pub const KVM_TSS: u64 = 0xfeff_d000;
@@ -49,7 +50,8 @@ const MAX_SIZE: u64 = 4096 * GIB;
 const SPLIT_FROM: u64 = 0xe000_0000;
 /// ... and this much of it stays below 4 GiB.
 const SPLIT_LOW: u64 = 0xc000_0000;
-/// Size of the 64-bit PCI window: room for large BARs, and inside the address width of every processor with up to 16 GiB of RAM.
+/// Size of the 64-bit PCI window: room for large BARs, and inside the address width of every processor with up to 16
+/// GiB of RAM.
 const WINDOW64_SIZE: u64 = 32 * GIB;
 
 /// The memory size cannot be laid out.
@@ -62,7 +64,10 @@ pub enum LayoutError {
     #[error("guest memory of {0} bytes is too large; give at most 4 TiB (--memory 4096G)")]
     TooLarge(u64),
     /// Memory is dealt out in MiB.
-    #[error("guest memory of {0} bytes is not a whole number of MiB; give, for example, --memory {mib}M", mib = .0 / MIB)]
+    #[error(
+        "guest memory of {0} bytes is not a whole number of MiB; give, for example, --memory \
+         {mib}M", mib = .0 / MIB
+    )]
     NotWholeMiB(u64),
 }
 
@@ -103,8 +108,8 @@ impl Layout {
         address::FOUR_GIB + (self.size - self.low_end)
     }
 
-    /// The guest physical ranges that RAM backs, ascending; one or two. The first begins at 0 and takes in the hole below 1 MiB, where
-    /// the firmware tables are.
+    /// The guest physical ranges that RAM backs, ascending; one or two. The first begins at 0 and takes in the hole
+    /// below 1 MiB, where the firmware tables are.
     pub fn ram(&self) -> impl Iterator<Item = Range<u64>> + use<> {
         [0..self.low_end, address::FOUR_GIB..self.high_end()]
             .into_iter()
@@ -167,7 +172,7 @@ mod tests {
     fn memory_under_three_and_a_half_gib_stays_in_one_piece() {
         for size in [32 * MIB, 512 * MIB, SPLIT_FROM - MIB] {
             let layout = Layout::new(size).unwrap();
-            assert_eq!(layout.ram().collect::<Vec<_>>(), [0..size]);
+            assert!(layout.ram().eq(std::iter::once(0..size)));
             assert_eq!(layout.pci_window32(), size..0xfec0_0000);
             assert_eq!(layout.pci_window64().start, 1 << 32);
         }

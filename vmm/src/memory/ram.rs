@@ -23,8 +23,8 @@ const PAGE: u64 = 4096;
 /// What kind of host memory guest RAM is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Backing {
-    /// A memfd, mapped shared: other processes can be given the file and serve devices from it. Huge pages only where the host allows
-    /// them for shared memory (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).
+    /// A memfd, mapped shared: other processes can be given the file and serve devices from it. Huge pages only where
+    /// the host allows them for shared memory (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`).
     #[default]
     Shared,
     /// Anonymous memory of this process. Huge pages wherever the host has not switched them off.
@@ -151,10 +151,10 @@ fn map(size: u64, file: Option<FileOffset>) -> Result<MmapRegion, String> {
 
 /// Address space held so that the next mapping, which ends below it, begins on a huge page boundary.
 ///
-/// A huge page can back guest memory only where guest physical and host virtual addresses are congruent modulo its size. The kernel
-/// aligns mappings itself for shared memory with huge pages switched on, and for anonymous memory since 6.7; for all others it fills
-/// the highest gap from its top. So: reserve the mapping and one huge page more, and give back what lies below the end that an
-/// aligned mapping would have. Only speed hangs on the result.
+/// A huge page can back guest memory only where guest physical and host virtual addresses are congruent modulo its
+/// size. The kernel aligns mappings itself for shared memory with huge pages switched on, and for anonymous memory
+/// since 6.7; for all others it fills the highest gap from its top. So: reserve the mapping and one huge page more, and
+/// give back what lies below the end that an aligned mapping would have. Only speed hangs on the result.
 struct Pad {
     start: *mut libc::c_void,
     length: usize,
@@ -189,8 +189,8 @@ impl Drop for Pad {
     }
 }
 
-/// Makes `range` of guest memory read as zero. Whole pages of shared memory go back to the host, so clearing untouched memory is one system
-/// call and takes no memory.
+/// Makes `range` of guest memory read as zero. Whole pages of shared memory go back to the host, so clearing untouched
+/// memory is one system call and takes no memory.
 pub fn clear(memory: &GuestMemory, range: Range<u64>) -> Result<(), GuestMemoryError> {
     let pages = range.start.next_multiple_of(PAGE)..range.end - range.end % PAGE;
     if pages.is_empty() || !punch(memory, &pages) {
