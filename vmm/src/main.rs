@@ -1,1 +1,7 @@
-fn main(){}
+//! The `innkeeper` command: a thin shell over the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vmm::cli::main()
+}

@@ -155,3 +155,85 @@ fn processors(platform: &Platform, code: &mut Vec<u8>) {
     }
     code.extend(Scope::raw("_SB_".into(), devices));
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::boot::tables::checksum;
+    use crate::memory::Layout;
+
+    fn platform(processors: u32) -> Platform {
+        Platform::new(processors, &Layout::new(6 << 30).unwrap())
+    }
+
+    fn count(table: &[u8], bytes: &[u8]) -> usize {
+        table.windows(bytes.len()).filter(|window| *window == bytes).count()
+    }
+
+    #[test]
+    fn length_and_checksum_take_in_added_definitions() {
+        let extra_aml = b"\x08ABCD\x00".to_vec();
+        let table = table(&Platform {
+            extra_aml: extra_aml.clone(),
+            ..platform(1)
+        });
+        assert!(table.ends_with(&extra_aml));
+        assert_eq!(
+            u32::from_le_bytes(table[4..8].try_into().unwrap()) as usize,
+            table.len()
+        );
+        assert_eq!(checksum(&table), 0);
+    }
+
+    #[test]
+    fn every_processor_is_a_device() {
+        assert_eq!(count(&table(&platform(32)), b"ACPI0007\0"), 32);
+        let table = table(&platform(300));
+        assert_eq!(count(&table, b"ACPI0007\0"), 300);
+        assert_eq!(count(&table, b"C12B"), 1);
+    }
+
+    #[test]
+    fn windows_are_those_of_the_memory_layout() {
+        let table = table(&platform(1));
+        let words = |words: [u32; 3]| words.map(u32::to_le_bytes).concat();
+        assert_eq!(count(&table, &words([0, 0xc000_0000, 0xfebf_ffff])), 1);
+        let words = |words: [u64; 3]| words.map(u64::to_le_bytes).concat();
+        assert_eq!(count(&table, &words([0, 0x1_c000_0000, 0x9_bfff_ffff])), 1);
+    }
+
+    #[test]
+    fn pins_are_routed_to_inputs_without_link_devices() {
+        let table = table(&platform(1));
+        // Package of four: address of slot 3, INTA#, no source, input 11.
+        assert_eq!(
+            count(&table, &[0x04, 0x0c, 0xff, 0xff, 0x03, 0x00, 0x00, 0x00, 0x0a, 11]),
+            1
+        );
+        assert_eq!(
+            count(&table, &[0x04, 0x0c, 0xff, 0xff, 0x01, 0x00, 0x00, 0x00, 0x0a, 9]),
+            1,
+            "the SCI"
+        );
+        assert_eq!(count(&table, b"LNK"), 0);
+    }
+
+    #[test]
+    fn devices_are_there_when_the_machine_has_them() {
+        // Compressed EISA identifiers: PNP0303 and PNP0501.
+        let (keyboard, serial) = ([0x41, 0xd0, 0x03, 0x03], [0x41, 0xd0, 0x05, 0x01]);
+        let with = table(&Platform {
+            keyboard: true,
+            serial: true,
+            ..platform(1)
+        });
+        let without = table(&Platform {
+            keyboard: false,
+            serial: false,
+            ..platform(1)
+        });
+        assert_eq!((count(&with, &keyboard), count(&with, &serial)), (1, 1));
+        assert_eq!((count(&without, &keyboard), count(&without, &serial)), (0, 0));
+    }
+}

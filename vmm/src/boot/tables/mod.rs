@@ -14,6 +14,9 @@ mod routing;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+pub use acpi::port;
+pub use routing::PIRQ_INTERRUPTS;
+
 use crate::memory::{GuestMemory, Layout, address};
 use area::Area;
 

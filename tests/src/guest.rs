@@ -1,0 +1,69 @@
+//! Boots a guest in this process, through the library, and collects what it says.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vmm::machine::console::Console;
+use vmm::machine::{Machine, Outcome, Stats};
+use vmm::config::MachineConfig;
+
+use crate::Error;
+use crate::report::Report;
+use crate::resources;
+
+/// A guest that has not said anything for so long hangs. Generous: the emulated lab shares two cores.
+const SILENCE: Duration = Duration::from_secs(90);
+
+/// How a guest ended and what it said.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How.
+    pub outcome: Outcome,
+    /// All of the console.
+    pub console: String,
+    /// The console, taken apart.
+    pub report: Report,
+    /// What it cost.
+    pub stats: Stats,
+}
+
+/// The configuration of a guest that reports about itself on `kernel` (see [`resources::kernel`]), with words added to the command line.
+///
+/// # Errors
+/// A part of it is missing.
+pub fn reporting(kernel: &str, words: &str) -> Result<MachineConfig, Error> {
+    let folder = std::env::temp_dir();
+    let initrd: PathBuf = resources::initrd(&folder)?;
+    Ok(MachineConfig::new(resources::kernel(kernel)?)
+        .initrd(initrd)
+        .command_line(format!("console=ttyS0 {words}"))
+        .memory(256 << 20))
+}
+
+/// Runs a guest to its end.
+///
+/// # Errors
+/// It could not be started, or fell silent.
+pub fn run(config: MachineConfig) -> Result<Ended, Error> {
+    let (serial, mut stream) = Console::stream()?;
+    stream.set_read_timeout(Some(SILENCE))?;
+    let guest = Machine::new(config, serial)?.start()?;
+    let mut bytes = Vec::new();
+    let silent = stream.read_to_end(&mut bytes).is_err();
+    let console = String::from_utf8_lossy(&bytes).into_owned();
+    if silent {
+        guest.stop();
+        let _ = guest.wait();
+        return Err(format!("the guest fell silent; its last words:\n{}", tail(&console)).into());
+    }
+    let (outcome, stats) = guest.wait();
+    let report = Report::parse(&console);
+    Ok(Ended { outcome, console, report, stats })
+}
+
+/// The last lines of a console.
+pub fn tail(console: &str) -> String {
+    let lines: Vec<_> = console.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}

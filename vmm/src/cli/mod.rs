@@ -1,0 +1,205 @@
+//! The command line: what the user says, made into calls of the library.
+
+mod check;
+mod exit;
+mod run;
+mod terminal;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::config::{DEBUG_EXIT_PORT, PciResources, parse_size};
+
+/// Runs Linux guests on KVM with the virtio devices that QEMU gives them.
+#[derive(Parser)]
+#[command(name = "innkeeper", version, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Launch a guest
+    #[command(after_help = exit::HELP)]
+    Run(RunArgs),
+    /// Say what this host can do, and what to do about what it cannot
+    Check(CheckArgs),
+    /// List the devices that a guest can have
+    Devices,
+}
+
+/// The options of `innkeeper run`.
+#[derive(Args, Debug)]
+struct RunArgs {
+    /// A Linux kernel: bzImage (any compression) or ELF vmlinux
+    kernel: PathBuf,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line; console=ttyS0 is added when it names no console
+    #[arg(long, value_name = "STRING", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    append: String,
+    /// Number of CPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// Guest memory: a number of MiB, or with K, M, G or T
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = |text: &str| parse_size(text))]
+    memory: u64,
+    /// The first serial port: stdio, none, pty, file=PATH or socket=PATH
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_serial)]
+    serial: SerialTarget,
+    /// A reset by the guest ends the process (exit status 3)
+    #[arg(long)]
+    no_reboot: bool,
+    /// A port whose write ends the process with status (value << 1) | 1 [default port: 0x501]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, value_parser = parse_port,
+          default_missing_value = "0x501")]
+    debug_exit: Option<u16>,
+    /// Who places the BARs of PCI devices: firmware (before the kernel starts) or guest
+    #[arg(long, value_name = "WHO", value_enum, default_value_t)]
+    pci_resources: ResourcesArg,
+    /// Print what the run cost when it ends: exits by kind and device, interrupts, times
+    #[arg(long)]
+    stats: bool,
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    /// Print key=value lines for programs
+    #[arg(long)]
+    machine_readable: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, Default, Debug)]
+enum ResourcesArg {
+    #[default]
+    Firmware,
+    Guest,
+}
+
+impl From<ResourcesArg> for PciResources {
+    fn from(arg: ResourcesArg) -> Self {
+        match arg {
+            ResourcesArg::Firmware => Self::Firmware,
+            ResourcesArg::Guest => Self::Guest,
+        }
+    }
+}
+
+/// Where a serial port leads to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum SerialTarget {
+    Stdio,
+    None,
+    Pty,
+    File(PathBuf),
+    Socket(PathBuf),
+}
+
+fn parse_serial(text: &str) -> Result<SerialTarget, String> {
+    match text.split_once('=') {
+        None if text == "stdio" => Ok(SerialTarget::Stdio),
+        None if text == "none" => Ok(SerialTarget::None),
+        None if text == "pty" => Ok(SerialTarget::Pty),
+        Some(("file", path)) if !path.is_empty() => Ok(SerialTarget::File(path.into())),
+        Some(("socket", path)) if !path.is_empty() => Ok(SerialTarget::Socket(path.into())),
+        _ => Err("use stdio, none, pty, file=PATH or socket=PATH".into()),
+    }
+}
+
+fn parse_port(text: &str) -> Result<u16, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("not a port; write a number from 0 to 0xffff, such as {DEBUG_EXIT_PORT:#x}"))
+}
+
+/// The whole program: reads the arguments of the process, does what they say, and answers with the documented exit status.
+pub fn main() -> ExitCode {
+    terminal::restore_on_panic();
+    let result = match Cli::try_parse() {
+        Ok(Cli { command: Command::Run(args) }) => run::run(args),
+        Ok(Cli { command: Command::Check(args) }) => Ok(check::check(args.machine_readable)),
+        Ok(Cli { command: Command::Devices }) => Ok(devices()),
+        Err(error) if error.use_stderr() => Err(exit::Failure::Usage(one_line(&error))),
+        Err(help) => {
+            // Help goes to standard output; a reader that has gone is no failure of ours.
+            let _ = help.print();
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|failure| {
+        eprintln!("innkeeper: {failure}");
+        failure.exit_code()
+    })
+}
+
+/// What clap says in a paragraph, in one line: the error, then its tips.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let sentences = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .map(|line| line.strip_prefix("error: ").or_else(|| line.strip_prefix("tip: ")).unwrap_or(line));
+    let line = sentences.collect::<Vec<_>>().join("; ");
+    if line.is_empty() { Cli::command().render_usage().to_string() } else { line }
+}
+
+fn devices() -> ExitCode {
+    for row in crate::machine::FIXED_FUNCTIONS {
+        println!("{row}");
+    }
+    ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+
+    fn run_args(args: &[&str]) -> Result<RunArgs, String> {
+        let all = ["innkeeper", "run"].iter().chain(args);
+        match Cli::try_parse_from(all) {
+            Ok(Cli { command: Command::Run(args) }) => Ok(args),
+            Ok(_) => panic!("not run"),
+            Err(error) => Err(one_line(&error)),
+        }
+    }
+
+    #[test]
+    fn the_command_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_kernel_alone_is_enough() {
+        let args = run_args(&["bzImage"]).unwrap();
+        assert_eq!((args.cpus, args.memory, args.serial), (1, 512 << 20, SerialTarget::Stdio));
+        assert_eq!(args.debug_exit, None);
+    }
+
+    #[test]
+    fn debug_exit_has_qemus_port_unless_told() {
+        assert_eq!(run_args(&["k", "--debug-exit"]).unwrap().debug_exit, Some(DEBUG_EXIT_PORT));
+        assert_eq!(run_args(&["k", "--debug-exit=0xf4"]).unwrap().debug_exit, Some(0xf4));
+    }
+
+    #[test]
+    fn an_unknown_option_names_the_nearest_in_one_line() {
+        let error = run_args(&["k", "--memori", "1"]).unwrap_err();
+        assert!(!error.contains('\n') && error.contains("--memori") && error.contains("'--memory'"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_says_what_is_right() {
+        let error = run_args(&["k", "--memory", "lots"]).unwrap_err();
+        assert!(error.contains("'lots' is not a size"), "{error}");
+        let error = run_args(&["k", "--serial", "tcp"]).unwrap_err();
+        assert!(error.contains("file=PATH"), "{error}");
+    }
+}

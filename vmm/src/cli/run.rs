@@ -1,0 +1,104 @@
+//! `innkeeper run`: a guest from the command line to its end.
+
+use std::process::ExitCode;
+
+use super::exit::{self, Failure};
+use super::terminal::RawMode;
+use super::{RunArgs, SerialTarget};
+use crate::config::MachineConfig;
+use crate::machine::console::Console;
+use crate::machine::{Machine, Outcome, StartError};
+use crate::signals::Signals;
+
+/// Launches the guest and waits for its end.
+pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
+    let stats_wanted = args.stats;
+    let on_terminal = args.serial == SerialTarget::Stdio;
+    let (config, serial) = resolve(args)?;
+    if !on_terminal && serial.description() != "none" {
+        eprintln!("innkeeper: serial port on {}", serial.description());
+    }
+    // Before any thread exists, so that all of them leave these signals to this one.
+    let signals = Signals::block().map_err(|error| Failure::Host(format!("signals: {error}")))?;
+    let machine = Machine::new(config, serial).map_err(failure)?;
+    let raw = on_terminal.then(RawMode::enter).flatten();
+    let guest = machine.start().map_err(failure)?;
+
+    let ended = guest.ended().map_err(|error| Failure::Host(format!("event descriptor: {error}")))?;
+    let signal = signals.wait_unless(&ended);
+    if signal.is_some() {
+        guest.stop();
+    }
+    let (outcome, stats) = guest.wait();
+    drop(raw);
+
+    if stats_wanted {
+        eprintln!("{stats}");
+    }
+    match (signal, outcome) {
+        (Some(signal), Outcome::Quit) => Ok(ExitCode::from(128u8.wrapping_add(signal as u8))),
+        (_, Outcome::Failed(reason)) => Err(Failure::Host(reason)),
+        (_, outcome) => {
+            if let Some(note) = note(&outcome) {
+                eprintln!("innkeeper: {note}");
+            }
+            Ok(exit::status(&outcome))
+        }
+    }
+}
+
+/// What a user would wonder about.
+fn note(outcome: &Outcome) -> Option<&'static str> {
+    match outcome {
+        Outcome::TripleFault => Some("the guest ended in a triple fault"),
+        Outcome::Reset => Some("the guest reset itself, and --no-reboot says to end there"),
+        _ => None,
+    }
+}
+
+fn failure(error: StartError) -> Failure {
+    if error.is_users() { Failure::Usage(error.to_string()) } else { Failure::Host(error.to_string()) }
+}
+
+fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
+    let mut config = MachineConfig::new(args.kernel).cpus(args.cpus).memory(args.memory);
+    config.initrd = args.initrd;
+    config.command_line = with_console(args.append, args.serial != SerialTarget::None);
+    config.end_at_reset = args.no_reboot;
+    config.debug_exit = args.debug_exit;
+    config.pci_resources = args.pci_resources.into();
+    config.validate().map_err(|error| Failure::Usage(error.to_string()))?;
+    let serial = match args.serial {
+        SerialTarget::Stdio => Console::stdio(std::io::IsTerminal::is_terminal(&std::io::stdin())),
+        SerialTarget::None => Ok(Console::none()),
+        SerialTarget::Pty => Console::pty(),
+        SerialTarget::File(path) => Console::file(&path),
+        SerialTarget::Socket(path) => Console::socket(&path),
+    };
+    Ok((config, serial.map_err(|error| Failure::Usage(error.to_string()))?))
+}
+
+/// The command line, with a console on the serial port when there is one and the user named none.
+fn with_console(mut command_line: String, serial: bool) -> String {
+    let named = command_line.split_whitespace().any(|word| word.starts_with("console="));
+    if serial && !named {
+        if !command_line.is_empty() {
+            command_line.push(' ');
+        }
+        command_line.push_str("console=ttyS0");
+    }
+    command_line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_is_added_only_when_none_is_named() {
+        assert_eq!(with_console(String::new(), true), "console=ttyS0");
+        assert_eq!(with_console("quiet".into(), true), "quiet console=ttyS0");
+        assert_eq!(with_console("console=hvc0 quiet".into(), true), "console=hvc0 quiet");
+        assert_eq!(with_console("quiet".into(), false), "quiet");
+    }
+}

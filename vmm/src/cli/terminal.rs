@@ -1,0 +1,58 @@
+//! The user's terminal: raw while a guest runs, as it was on every way out.
+
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+
+/// The terminal's settings before we changed them, while they are changed. One for the process, like the terminal itself.
+static SAVED: Mutex<Option<libc::termios>> = Mutex::new(None);
+
+/// While it lives, what is typed goes to the guest key by key.
+pub struct RawMode(());
+
+impl RawMode {
+    /// Switches standard input to raw mode if it is a terminal. Output processing stays on, so that our own lines look right.
+    pub fn enter() -> Option<Self> {
+        if !std::io::stdin().is_terminal() {
+            return None;
+        }
+        // SAFETY: termios is plain data for which all zeroes is valid; tcgetattr fills it in.
+        let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is standard input's and the pointer is valid for the call.
+        if unsafe { libc::tcgetattr(libc::STDIN_FILENO, &raw mut settings) } != 0 {
+            return None;
+        }
+        *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+        // SAFETY: the pointer is valid for the call.
+        unsafe { libc::cfmakeraw(&raw mut settings) };
+        settings.c_oflag |= libc::OPOST;
+        apply(&settings);
+        Some(Self(()))
+    }
+}
+
+impl Drop for RawMode {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Puts the terminal back if it was changed. May be called at any time and often.
+pub fn restore() {
+    if let Some(settings) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        apply(&settings);
+    }
+}
+
+/// A panic restores the terminal before its message is printed.
+pub fn restore_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        restore();
+        print(info);
+    }));
+}
+
+fn apply(settings: &libc::termios) {
+    // SAFETY: the descriptor is standard input's and the pointer is valid for the call.
+    unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings) };
+}

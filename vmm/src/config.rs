@@ -1,0 +1,173 @@
+//! What a machine is to be: the same type whatever the user wrote it in.
+
+use std::path::PathBuf;
+
+use crate::memory::{Layout, LayoutError};
+
+/// Bytes in a MiB.
+const MIB: u64 = 1 << 20;
+
+/// Who places the BARs of PCI functions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PciResources {
+    /// We do, before the kernel starts, as a BIOS does.
+    #[default]
+    Firmware,
+    /// Nobody does, and the guest's kernel finds them empty.
+    Guest,
+}
+
+/// A machine with a kernel to boot.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// A bzImage or an ELF vmlinux.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// Virtual CPUs, 1 to [`MAX_CPUS`].
+    pub cpus: u32,
+    /// Bytes of guest memory, whole MiB, at least 32.
+    pub memory: u64,
+    /// A reset by the guest ends the machine instead of starting it again.
+    pub end_at_reset: bool,
+    /// The port of the debug-exit device, if there is one.
+    pub debug_exit: Option<u16>,
+    /// Who places BARs.
+    pub pci_resources: PciResources,
+}
+
+/// The most virtual CPUs of a machine. APIC ids above 254 would need interrupt remapping.
+pub const MAX_CPUS: u32 = 254;
+/// Guest memory in bytes when the user gives none.
+pub const DEFAULT_MEMORY: u64 = 512 * MIB;
+/// The port of QEMU's isa-debug-exit when the user gives none.
+pub const DEBUG_EXIT_PORT: u16 = 0x501;
+
+/// The configuration asks for something that no machine here has
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The number of CPUs
+    #[error("{0} CPUs: a machine has 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// The size of guest memory
+    #[error(transparent)]
+    Memory(#[from] LayoutError),
+    /// The size's text
+    #[error("'{0}' is not a size; write a number with K, M, G or T behind it, such as 512M (a bare number is MiB)")]
+    Size(String),
+}
+
+impl MachineConfig {
+    /// One CPU, 512 MiB, and no command line.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            kernel: kernel.into(),
+            initrd: None,
+            command_line: String::new(),
+            cpus: 1,
+            memory: DEFAULT_MEMORY,
+            end_at_reset: false,
+            debug_exit: None,
+            pci_resources: PciResources::default(),
+        }
+    }
+
+    /// Sets the initial RAM disk.
+    #[must_use]
+    pub fn initrd(mut self, path: impl Into<PathBuf>) -> Self {
+        self.initrd = Some(path.into());
+        self
+    }
+
+    /// Sets the kernel's command line.
+    #[must_use]
+    pub fn command_line(mut self, text: impl Into<String>) -> Self {
+        self.command_line = text.into();
+        self
+    }
+
+    /// Sets the number of CPUs.
+    #[must_use]
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
+        self
+    }
+
+    /// Sets the size of guest memory in bytes.
+    #[must_use]
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// A reset by the guest is to end the machine.
+    #[must_use]
+    pub fn end_at_reset(mut self) -> Self {
+        self.end_at_reset = true;
+        self
+    }
+
+    /// Sees that the figures are within bounds.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        Layout::new(self.memory)?;
+        Ok(())
+    }
+}
+
+/// Reads a size as QEMU's `-m` does: a number with K, M, G or T, where a bare number is MiB.
+///
+/// # Errors
+/// The text is no size, or too large for 64 bits.
+pub fn parse_size(text: &str) -> Result<u64, ConfigError> {
+    let error = || ConfigError::Size(text.to_owned());
+    let trimmed = text.trim_end_matches("iB").trim_end_matches(['b', 'B']);
+    let digits = trimmed.trim_end_matches(char::is_alphabetic);
+    let shift = match trimmed.strip_prefix(digits).unwrap_or_default() {
+        "" | "m" | "M" => 20,
+        "k" | "K" => 10,
+        "g" | "G" => 30,
+        "t" | "T" => 40,
+        _ => return Err(error()),
+    };
+    let number: u64 = digits.parse().map_err(|_| error())?;
+    number.checked_mul(1 << shift).ok_or_else(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_qemu_reads_them() {
+        for (text, bytes) in
+            [("512", 512 << 20), ("512M", 512 << 20), ("1g", 1 << 30), ("64K", 64 << 10), ("2GiB", 2 << 30), ("2T", 2 << 40)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for text in ["", "M", "x", "-1", "1.5G", "12Q", "99999999999T", "1MM"] {
+            assert_eq!(parse_size(text), Err(ConfigError::Size(text.into())));
+        }
+    }
+
+    #[test]
+    fn figures_out_of_bounds_are_refused() {
+        let config = MachineConfig::new("kernel");
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(config.clone().cpus(0).validate(), Err(ConfigError::Cpus(0)));
+        assert_eq!(config.clone().cpus(255).validate(), Err(ConfigError::Cpus(255)));
+        assert!(matches!(config.clone().memory(1 << 20).validate(), Err(ConfigError::Memory(_))));
+        assert!(matches!(config.memory((64 << 20) + 1).validate(), Err(ConfigError::Memory(_))));
+    }
+}

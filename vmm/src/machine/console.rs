@@ -1,0 +1,306 @@
+//! The far end of a serial port: a terminal, a file, a socket, a pseudo-terminal, or the program that uses this library.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where the bytes of a serial port go to and come from.
+pub struct Console {
+    pub(super) output: Box<dyn Write + Send>,
+    pub(super) input: Input,
+    description: String,
+}
+
+/// What the machine's thread reads input from.
+pub(super) enum Input {
+    /// Nothing ever comes in.
+    None,
+    /// Bytes as they are.
+    Stream(File),
+    /// A person's terminal, where Ctrl-A is an escape.
+    Terminal(File),
+    /// One client at a time; its stream is shared with the output.
+    Listener(UnixListener, SharedClient),
+}
+
+/// The client of a listening console, if one is there.
+pub(super) type SharedClient = Arc<Mutex<Option<UnixStream>>>;
+
+/// A console could not be opened
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// The output file
+    #[error("serial file '{path}': {source}; name a file in a folder that you may write to")]
+    File {
+        /// As the user gave it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The listening socket
+    #[error("serial socket '{path}': {source}; name a path where no file is yet, in a folder that you may write to")]
+    Socket {
+        /// As the user gave it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The pseudo-terminal
+    #[error("serial pty: {0}; /dev/pts must be mounted")]
+    Pty(io::Error),
+    /// Standard input and output
+    #[error("serial stdio: {0}")]
+    Stdio(io::Error),
+}
+
+impl Console {
+    /// Output is thrown away.
+    pub fn none() -> Self {
+        Self { output: Box::new(io::sink()), input: Input::None, description: "none".into() }
+    }
+
+    /// Standard output and input of this process. With `escapes`, Ctrl-A x ends the machine, as under QEMU.
+    ///
+    /// # Errors
+    /// Standard input or output is closed.
+    pub fn stdio(escapes: bool) -> Result<Self, ConsoleError> {
+        let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from).map_err(ConsoleError::Stdio);
+        let input = duplicate(io::stdin().as_fd())?;
+        let output = duplicate(io::stdout().as_fd())?;
+        let input = if escapes { Input::Terminal(input) } else { Input::Stream(input) };
+        Ok(Self { output: Box::new(Patient(output)), input, description: "stdio".into() })
+    }
+
+    /// Output goes to a file, which is emptied first.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn file(path: &Path) -> Result<Self, ConsoleError> {
+        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path);
+        let output = file.map_err(|source| ConsoleError::File { path: path.into(), source })?;
+        Ok(Self { output: Box::new(Patient(output)), input: Input::None, description: path.display().to_string() })
+    }
+
+    /// Listens at `path` for one client at a time. Without a client, output is thrown away. The socket file goes when the machine does.
+    ///
+    /// # Errors
+    /// The socket cannot be made, for instance since the path exists.
+    pub fn socket(path: &Path) -> Result<Self, ConsoleError> {
+        let error = |source| ConsoleError::Socket { path: path.into(), source };
+        let listener = UnixListener::bind(path).map_err(error)?;
+        listener.set_nonblocking(true).map_err(error)?;
+        let client = SharedClient::default();
+        let output = ToClient { client: Arc::clone(&client), path: path.into() };
+        let description = format!("UNIX socket {}", path.display());
+        Ok(Self { output: Box::new(output), input: Input::Listener(listener, client), description })
+    }
+
+    /// A new pseudo-terminal; [`Self::description`] names it.
+    ///
+    /// # Errors
+    /// None can be had.
+    pub fn pty() -> Result<Self, ConsoleError> {
+        let (master, name) = open_pty().map_err(ConsoleError::Pty)?;
+        let output = master.try_clone().map_err(ConsoleError::Pty)?;
+        let description = format!("pseudo-terminal {name}");
+        Ok(Self { output: Box::new(NeverWaits(output)), input: Input::Stream(master), description })
+    }
+
+    /// A console whose other end is the returned stream: what the guest prints is read from it, what is written to it is typed. A guest that
+    /// prints waits while nobody reads.
+    ///
+    /// # Errors
+    /// No socket pair can be had.
+    pub fn stream() -> io::Result<(Self, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let output = File::from(OwnedFd::from(ours.try_clone()?));
+        let input = Input::Stream(File::from(OwnedFd::from(ours)));
+        Ok((Self { output: Box::new(Patient(output)), input, description: "stream".into() }, theirs))
+    }
+
+    /// What it is, for people.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+}
+
+/// Writes and waits as long as the other side takes. A signal (the machine ends) interrupts the wait, and the bytes are lost.
+struct Patient(File);
+
+impl Write for Patient {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self.0.write(data) {
+            // `write_all` would try again for ever.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(io::ErrorKind::BrokenPipe.into()),
+            result => result,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Throws away what does not fit: a pseudo-terminal that nobody has opened fills up and stays full.
+struct NeverWaits(File);
+
+impl Write for NeverWaits {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self.0.write(data) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(data.len()),
+            result => result,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct ToClient {
+    client: SharedClient,
+    path: PathBuf,
+}
+
+impl Write for ToClient {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if client.as_mut().is_some_and(|stream| stream.write_all(data).is_err()) {
+            *client = None;
+        }
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for ToClient {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn open_pty() -> io::Result<(File, String)> {
+    // SAFETY: posix_openpt takes flags only; the descriptor that it returns is ours.
+    let master = unsafe {
+        let fd = libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let mut name = [0u8; 64];
+    // SAFETY: the descriptor is a pseudo-terminal's, and ptsname_r writes at most `name.len()` bytes with the terminating zero.
+    let failed = unsafe {
+        use std::os::fd::AsRawFd;
+        let fd = master.as_raw_fd();
+        libc::grantpt(fd) != 0
+            || libc::unlockpt(fd) != 0
+            || libc::ptsname_r(fd, name.as_mut_ptr().cast(), name.len()) != 0
+    };
+    if failed {
+        return Err(io::Error::last_os_error());
+    }
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok((File::from(master), String::from_utf8_lossy(name).into_owned()))
+}
+
+/// What a person asked for with the escape key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Escape {
+    /// Ctrl-A x.
+    Quit,
+    /// Ctrl-A h or Ctrl-A ?.
+    Help,
+}
+
+/// Ctrl-A, the escape key of QEMU's `-nographic`.
+const ESCAPE_KEY: u8 = 1;
+
+/// The text of Ctrl-A h.
+pub(super) const ESCAPE_HELP: &str = "\r\nCtrl-A x  end the guest\r\nCtrl-A h  this help\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n";
+
+/// Finds the escapes in what a person types.
+#[derive(Default)]
+pub(super) struct EscapeFilter {
+    armed: bool,
+}
+
+impl EscapeFilter {
+    /// Splits `typed` into what the guest gets (appended to `guest`) and what we do.
+    pub(super) fn filter(&mut self, typed: &[u8], guest: &mut impl Extend<u8>) -> Vec<Escape> {
+        let mut escapes = Vec::new();
+        for &byte in typed {
+            if !std::mem::take(&mut self.armed) {
+                if byte == ESCAPE_KEY {
+                    self.armed = true;
+                } else {
+                    guest.extend([byte]);
+                }
+                continue;
+            }
+            match byte {
+                b'x' => escapes.push(Escape::Quit),
+                b'h' | b'?' => escapes.push(Escape::Help),
+                ESCAPE_KEY | b'a' => guest.extend([ESCAPE_KEY]),
+                _ => {}
+            }
+        }
+        escapes
+    }
+}
+
+/// Reads what is there; an empty result is the end of the input.
+pub(super) fn read_some(input: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 4096];
+    let count = input.read(&mut buffer)?;
+    buffer.truncate(count);
+    Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_escape_key_is_seen_across_reads() {
+        let mut filter = EscapeFilter::default();
+        let mut guest = Vec::new();
+        assert!(filter.filter(b"ab\x01", &mut guest).is_empty());
+        assert_eq!(filter.filter(b"xcd", &mut guest), [Escape::Quit]);
+        assert_eq!(guest, b"abcd");
+    }
+
+    #[test]
+    fn the_escape_key_twice_sends_it_once() {
+        let mut guest = Vec::new();
+        let escapes = EscapeFilter::default().filter(b"\x01\x01h\x01h", &mut guest);
+        assert_eq!((guest.as_slice(), escapes.as_slice()), (&b"\x01h"[..], &[Escape::Help][..]));
+    }
+
+    #[test]
+    fn a_pty_that_nobody_opens_takes_any_amount_of_output() {
+        let mut console = Console::pty().unwrap();
+        assert!(console.description().contains("/dev/pts/"), "{}", console.description());
+        for _ in 0..100 {
+            console.output.write_all(&[b'x'; 4096]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_socket_console_without_a_client_throws_output_away_and_removes_its_file() {
+        let path = std::env::temp_dir().join(format!("innkeeper-test-{}.sock", std::process::id()));
+        let mut console = Console::socket(&path).unwrap();
+        console.output.write_all(b"nobody hears").unwrap();
+        assert!(Console::socket(&path).is_err(), "a path in use is refused");
+        drop(console);
+        assert!(!path.exists());
+    }
+}

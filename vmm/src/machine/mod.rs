@@ -1,0 +1,292 @@
+//! A machine: QEMU's `pc` with its PCI bus, from configuration to end.
+
+pub mod board;
+pub mod console;
+mod control;
+mod cpu;
+mod fixed;
+mod main_loop;
+mod serial_feed;
+mod stats;
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use vmm_sys_util::eventfd::EventFd;
+
+pub use fixed::FIXED_FUNCTIONS;
+pub use stats::{ExitKind, Stats};
+
+use self::board::Board;
+use self::console::Console;
+use self::control::Control;
+use self::fixed::Platform;
+use self::main_loop::MainLoop;
+use self::stats::ExitCounters;
+use crate::boot::{BootConfig, BootError, Image, tables};
+use crate::config::{ConfigError, MachineConfig};
+use crate::irq::Lines;
+use crate::kvm::probe::{self, Ring0};
+use crate::kvm::vcpu::{self, EntryState, Vcpu};
+use crate::kvm::{self, KvmError, OpenError, Vm, cpuid};
+use crate::memory::{Backing, Layout, Ram, RamError};
+
+/// How a machine ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest reset itself, and the configuration says to end there.
+    Reset,
+    /// A CPU met an exception while it handled a double fault.
+    TripleFault,
+    /// The guest wrote this value to the debug-exit port.
+    DebugExit(u32),
+    /// The user ended it.
+    Quit,
+    /// Something of the host failed, in one line.
+    Failed(String),
+}
+
+/// Why a machine cannot start
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A figure of the configuration
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The kernel, the initial RAM disk or the command line
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// /dev/kvm
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A call to KVM
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Guest memory
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The host's KVM interprets kernel code
+    #[error("{0}")]
+    Ring0(Ring0),
+    /// A device's place on the bus
+    #[error(transparent)]
+    Bus(#[from] pci::bus::BusError),
+    /// A device's BARs
+    #[error(transparent)]
+    Resources(#[from] pci::resources::ResourceError),
+    /// A descriptor or a thread
+    #[error("the host gives no {what}: {source}; it may be short of memory or of descriptors (ulimit -n)")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+
+    /// Is it the user's to mend, by another command line or another file?
+    pub fn is_users(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Boot(_))
+    }
+}
+
+/// What all threads of a machine share.
+struct Shared {
+    board: Board,
+    control: Control,
+    /// Registers for the boot CPU; set before every start.
+    entry: Mutex<Option<EntryState>>,
+    created: Instant,
+    first_run: OnceLock<Instant>,
+    resets: AtomicU64,
+    exits: Vec<ExitCounters>,
+}
+
+/// A machine that has not started: memory, CPUs and devices are there.
+pub struct Machine {
+    shared: Arc<Shared>,
+    vcpus: Vec<Vcpu>,
+    main_loop: MainLoop,
+}
+
+impl Machine {
+    /// Makes a machine as `config` says, with its first serial port on `serial`.
+    ///
+    /// # Errors
+    /// [`StartError`] says what is wrong and what to do, in one line.
+    pub fn new(config: MachineConfig, serial: Console) -> Result<Self, StartError> {
+        let created = Instant::now();
+        config.validate()?;
+        let layout = Layout::new(config.memory).map_err(ConfigError::from)?;
+        let boot = boot_config(&config, &layout)?;
+        let kvm = kvm::open()?;
+        let vm = Vm::new(&kvm)?;
+        let ram = Ram::new(layout, Backing::default())?;
+        vm.map(ram.memory())?;
+        let vcpus = create_cpus(&kvm, &vm, &ram, config.cpus)?;
+
+        let lines = Lines::new(Arc::clone(vm.fd()) as _);
+        let (platform, board) = Platform::new(&config, ram.layout(), &vm, lines, serial)?;
+        let control = Control::new(vcpus.len(), config.end_at_reset).map_err(StartError::host("event descriptor"))?;
+        let shared = Arc::new(Shared {
+            board,
+            control,
+            entry: Mutex::default(),
+            created,
+            first_run: OnceLock::new(),
+            resets: AtomicU64::new(0),
+            exits: vcpus.iter().map(|_| ExitCounters::default()).collect(),
+        });
+        let sregs = vcpus.first().map(Vcpu::power_on_sregs).unwrap_or_default();
+        let main_loop = MainLoop::new(Arc::clone(&shared), vm, ram, boot, sregs, config.pci_resources, platform);
+        Ok(Self { shared, vcpus, main_loop })
+    }
+
+    /// Loads the kernel and lets the CPUs run.
+    ///
+    /// # Errors
+    /// The kernel does not fit, or the host gives no threads.
+    pub fn start(mut self) -> Result<Running, StartError> {
+        vcpu::install_kick_handler().map_err(|error| StartError::host("signal handler")(error.into()))?;
+        self.main_loop.power_on()?;
+        let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(StartError::host("event descriptor"))?;
+        let announce = ended.try_clone().map_err(StartError::host("event descriptor"))?;
+        let mut threads = Vec::with_capacity(self.vcpus.len());
+        for vcpu in self.vcpus {
+            let shared = Arc::clone(&self.shared);
+            let name = format!("cpu{}", vcpu.index());
+            let thread = std::thread::Builder::new().name(name).spawn(move || {
+                let index = vcpu.index() as usize;
+                match shared.exits.get(index) {
+                    Some(counters) => cpu::run(vcpu, &shared, counters),
+                    None => vcpu,
+                }
+            });
+            match thread {
+                Ok(thread) => threads.push(thread),
+                Err(source) => {
+                    self.shared.control.end(Outcome::Quit);
+                    return Err(StartError::Host { what: "thread for a CPU", source });
+                }
+            }
+        }
+        let main_loop = self.main_loop;
+        let thread = std::thread::Builder::new()
+            .name("machine".into())
+            .spawn(move || {
+                let finished = main_loop.run(threads);
+                // The counter was zero: the write cannot fail.
+                let _ = announce.write(1);
+                finished
+            })
+            .map_err(StartError::host("thread for the machine"))?;
+        Ok(Running { shared: self.shared, thread: Some(thread), ended })
+    }
+}
+
+fn boot_config(config: &MachineConfig, layout: &Layout) -> Result<BootConfig, StartError> {
+    Ok(BootConfig {
+        kernel: Image::kernel(&config.kernel)?,
+        initrd: config.initrd.as_ref().map(Image::initrd).transpose()?,
+        command_line: config.command_line.clone(),
+        layout: layout.clone(),
+        platform: tables::Platform { keyboard: true, ..tables::Platform::new(config.cpus, layout) },
+    })
+}
+
+/// Creates the CPUs, and sees on the first of them that this host's KVM can boot a kernel at all.
+fn create_cpus(kvm: &kvm_ioctls::Kvm, vm: &Vm, ram: &Ram, count: u32) -> Result<Vec<Vcpu>, StartError> {
+    let supported = cpuid::supported(kvm)?;
+    let msrs = vcpu::resettable_msrs(kvm)?;
+    let mut vcpus = Vec::with_capacity(count as usize);
+    for index in 0..count {
+        let mut vcpu = Vcpu::new(vm, index, &supported, count, &msrs)?;
+        if index == 0 {
+            match probe::ring0(vcpu.fd(), ram.memory())? {
+                Ring0::Hardware { .. } => {}
+                other => return Err(StartError::Ring0(other)),
+            }
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+/// A machine whose guest runs. Dropping it ends the guest.
+pub struct Running {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    ended: EventFd,
+}
+
+impl Running {
+    /// Ends the guest, as pulling the plug does. [`Self::wait`] says when that is done.
+    pub fn stop(&self) {
+        self.shared.control.end(Outcome::Quit);
+    }
+
+    /// Readable when the guest has ended.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn ended(&self) -> io::Result<EventFd> {
+        self.ended.try_clone()
+    }
+
+    /// The figures so far.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    /// Waits until the guest has ended and everything of it is put away.
+    pub fn wait(mut self) -> (Outcome, Stats) {
+        self.join();
+        let outcome = self.shared.control.outcome().unwrap_or(Outcome::Quit);
+        (outcome, self.shared.stats())
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            self.shared.control.end(Outcome::Failed("the machine's thread panicked; this is a defect in Innkeeper".into()));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shared.control.end(Outcome::Quit);
+        self.join();
+    }
+}
+
+impl Shared {
+    fn set_entry(&self, entry: EntryState) {
+        *self.entry.lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        stats.devices = self.board.accesses();
+        stats.interrupts = self.board.lines().raised();
+        for counters in &self.exits {
+            stats.add_exits(counters);
+        }
+        if let Some(first_run) = self.first_run.get() {
+            stats.first_run = Some(first_run.duration_since(self.created));
+            stats.running = first_run.elapsed();
+        }
+        stats.resets = self.resets.load(Ordering::Relaxed);
+        stats
+    }
+}
