@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::hint::cold_path;
 use std::sync::Arc;
 
 use super::buffer::{Reader, Segment, Writer};
@@ -41,11 +42,19 @@ pub(super) struct ChainBuffer {
     pub(super) position: u16,
     pub(super) head: u16,
     segments: Vec<Segment>,
-    /// How many of `segments`, from the front, are device-readable.
+    sums: Sums,
+    exceeds_queue_size: bool,
+}
+
+/// What a walk adds up as it goes. It lives in registers until the walk is over.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    /// How many segments, from the front, are device-readable.
     readable_segments: usize,
     readable_bytes: u64,
     total_bytes: u64,
-    exceeds_queue_size: bool,
+    /// A device-writable buffer was seen.
+    writable: bool,
 }
 
 impl Chain {
@@ -69,7 +78,7 @@ impl Chain {
 
     /// Bytes that the device may read.
     pub fn readable_bytes(&self) -> usize {
-        self.0.readable_bytes as usize
+        self.0.sums.readable_bytes as usize
     }
 
     /// Bytes that the device may write.
@@ -84,13 +93,13 @@ impl Chain {
 
     /// Reads the device-readable part from its beginning.
     pub fn reader(&self) -> Reader<'_> {
-        let readable = self.0.segments.get(..self.0.readable_segments).unwrap_or_default();
+        let readable = self.0.segments.get(..self.0.sums.readable_segments).unwrap_or_default();
         Reader::new(&self.0.memory, readable, self.readable_bytes(), self.0.head)
     }
 
     /// Writes the device-writable part from its beginning.
     pub fn writer(&self) -> Writer<'_> {
-        let writable = self.0.segments.get(self.0.readable_segments..).unwrap_or_default();
+        let writable = self.0.segments.get(self.0.sums.readable_segments..).unwrap_or_default();
         Writer::new(&self.0.memory, writable, self.writable_bytes(), self.0.head)
     }
 }
@@ -103,15 +112,13 @@ impl ChainBuffer {
             position: 0,
             head: 0,
             segments: Vec::with_capacity(8),
-            readable_segments: 0,
-            readable_bytes: 0,
-            total_bytes: 0,
+            sums: Sums::default(),
             exceeds_queue_size: false,
         })
     }
 
     pub(super) fn writable_bytes(&self) -> u64 {
-        self.total_bytes.saturating_sub(self.readable_bytes)
+        self.sums.total_bytes - self.sums.readable_bytes
     }
 
     /// Makes the buffer ready to lie in the pool.
@@ -137,15 +144,14 @@ impl ChainBuffer {
         head: u16,
     ) -> Result<(), GuestFault> {
         self.head = head;
-        self.readable_segments = 0;
-        self.readable_bytes = 0;
-        self.total_bytes = 0;
         self.exceeds_queue_size = false;
 
         let size = ring.size();
+        let mut sums = Sums::default();
         let mut next = head;
         for walked in 0..size {
             let Some(descriptor) = ring.descriptor(next) else {
+                cold_path();
                 return Err(GuestFault::NextOutOfRange {
                     head,
                     next,
@@ -154,28 +160,35 @@ impl ChainBuffer {
             };
             if descriptor.is_indirect() {
                 if !indirect {
+                    cold_path();
                     return Err(GuestFault::IndirectNotNegotiated { head });
                 }
-                return self.walk_indirect(memory, descriptor, walked, size);
+                return self.walk_indirect(memory, descriptor, sums, walked, size);
             }
-            self.add(memory, descriptor)?;
+            self.add(memory, descriptor, &mut sums)?;
             if !descriptor.has_next() {
+                self.sums = sums;
                 return Ok(());
             }
             next = descriptor.next;
         }
-        // A chain without a loop has ended by now: it visits each of the `size` descriptors at most once.
+        // A chain without a loop has ended by now: it visits each of the `size` descriptors at most
+        // once.
+        cold_path();
         Err(GuestFault::ChainTooLong {
             head,
             limit: size.into(),
         })
     }
 
-    /// Goes on in the table that `descriptor` names, which ends the chain (2.7.5.3.2). Its WRITE flag has no meaning and is ignored.
+    /// Goes on in the table that `descriptor` names, which ends the chain (2.7.5.3.2). Its WRITE
+    /// flag has no meaning and is ignored.
+    #[inline(never)]
     fn walk_indirect(
         &mut self,
         memory: &MemoryMap,
         descriptor: Descriptor,
+        mut sums: Sums,
         walked: u16,
         size: u16,
     ) -> Result<(), GuestFault> {
@@ -184,29 +197,28 @@ impl ChainBuffer {
         if descriptor.has_next() {
             return Err(GuestFault::IndirectWithNext { head });
         }
-        if len == 0 || !len.is_multiple_of(DESCRIPTOR_SIZE) || len / DESCRIPTOR_SIZE > MAX_QUEUE_SIZE.into() {
+        let entries = len / DESCRIPTOR_SIZE;
+        if entries == 0 || !len.is_multiple_of(DESCRIPTOR_SIZE) || entries > MAX_QUEUE_SIZE.into() {
             return Err(GuestFault::IndirectLengthInvalid { head, len });
         }
         let table =
             IndirectTable::map(memory, address, len).ok_or(GuestFault::IndirectOutsideRam { head, address, len })?;
 
-        // The walk ends when every entry was visited once, or at what the device takes; direct descriptors in front count too.
+        // The walk ends when every entry was visited once, or at what the device takes; direct
+        // descriptors in front count too.
         let room = u32::from(size.max(CHAIN_LIMIT).saturating_sub(walked));
-        let limit = table.entries().min(room);
+        let limit = entries.min(room);
         let mut next = 0;
         for visited in 1..=limit {
             let Some(descriptor) = table.descriptor(next) else {
-                return Err(GuestFault::NextOutOfRange {
-                    head,
-                    next,
-                    entries: table.entries(),
-                });
+                return Err(GuestFault::NextOutOfRange { head, next, entries });
             };
             if descriptor.is_indirect() {
                 return Err(GuestFault::IndirectNested { head });
             }
-            self.add(memory, descriptor)?;
+            self.add(memory, descriptor, &mut sums)?;
             if !descriptor.has_next() {
+                self.sums = sums;
                 self.exceeds_queue_size = u32::from(walked) + visited > size.into();
                 return Ok(());
             }
@@ -216,49 +228,58 @@ impl ChainBuffer {
     }
 
     /// Adds the buffer of one descriptor.
-    #[inline]
-    fn add(&mut self, memory: &MemoryMap, descriptor: Descriptor) -> Result<(), GuestFault> {
-        let head = self.head;
+    #[inline(always)]
+    fn add(&mut self, memory: &MemoryMap, descriptor: Descriptor, sums: &mut Sums) -> Result<(), GuestFault> {
         let bytes = u64::from(descriptor.len);
-        if bytes == 0 {
-            return Err(GuestFault::BufferEmpty { head });
-        }
         // At most 2^16 descriptors of 2^32 bytes: no overflow.
-        self.total_bytes += bytes;
-        if self.total_bytes > CHAIN_BYTES {
-            return Err(GuestFault::ChainTooLarge { head });
-        }
-        if !descriptor.is_writable() && self.readable_segments != self.segments.len() {
-            return Err(GuestFault::ReadableAfterWritable { head });
+        sums.total_bytes += bytes;
+        let writable = descriptor.is_writable();
+        if bytes == 0 || sums.total_bytes > CHAIN_BYTES || (sums.writable && !writable) {
+            return Err(self.refuse(descriptor, sums.total_bytes));
         }
         match memory.contiguous(descriptor.address, bytes) {
             Some(span) => self.segments.push(Segment::new(span)),
             None => self.add_straddling(memory, descriptor)?,
         }
-        if !descriptor.is_writable() {
-            self.readable_segments = self.segments.len();
-            self.readable_bytes = self.total_bytes;
+        if writable {
+            sums.writable = true;
+        } else {
+            sums.readable_segments = self.segments.len();
+            sums.readable_bytes = sums.total_bytes;
         }
         Ok(())
+    }
+
+    /// Why [`Self::add`] takes no buffer from `descriptor`.
+    #[cold]
+    fn refuse(&self, descriptor: Descriptor, total_bytes: u64) -> GuestFault {
+        let head = self.head;
+        if descriptor.len == 0 {
+            GuestFault::BufferEmpty { head }
+        } else if total_bytes > CHAIN_BYTES {
+            GuestFault::ChainTooLarge { head }
+        } else {
+            GuestFault::ReadableAfterWritable { head }
+        }
     }
 
     /// Adds a buffer that lies in more than one region of RAM, or not in RAM.
     #[cold]
     fn add_straddling(&mut self, memory: &MemoryMap, descriptor: Descriptor) -> Result<(), GuestFault> {
         let Descriptor { address, len, .. } = descriptor;
-        memory
-            .spans(address, len.into(), |span| self.segments.push(Segment::new(span)))
-            .map_err(|_| GuestFault::BufferOutsideRam {
-                head: self.head,
-                address,
-                len,
-            })
+        let take = |span| self.segments.push(Segment::new(span));
+        let result = memory.spans(address, len.into(), take);
+        result.map_err(|_| GuestFault::BufferOutsideRam {
+            head: self.head,
+            address,
+            len,
+        })
     }
 
     /// The host stretches of the chain, readable first.
     #[cfg(test)]
     pub(super) fn segments(&self) -> impl Iterator<Item = (bool, usize, usize)> {
-        let readable = self.readable_segments;
+        let readable = self.sums.readable_segments;
         let with_direction = move |(index, segment): (usize, &Segment)| {
             (index >= readable, segment.as_iovec().iov_base.addr(), segment.len())
         };

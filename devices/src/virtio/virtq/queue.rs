@@ -75,6 +75,8 @@ pub struct Virtq {
     /// saw before the queue was stopped and started again is not known.
     signalled: bool,
     broken: bool,
+    /// Buffers of chains that came back.
+    #[expect(clippy::vec_box, reason = "a chain is its box: moving it moves a pointer")]
     pool: Vec<Box<ChainBuffer>>,
 }
 

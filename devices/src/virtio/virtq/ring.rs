@@ -217,10 +217,6 @@ impl<'a> IndirectTable<'a> {
         })
     }
 
-    pub(super) fn entries(&self) -> u32 {
-        self.entries
-    }
-
     /// Entry `index`; `None` if there is none.
     #[inline]
     pub(super) fn descriptor(&self, index: u16) -> Option<Descriptor> {
