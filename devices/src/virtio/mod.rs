@@ -1,3 +1,5 @@
-//! Virtio: the rings that every device shares, and the devices themselves.
+//! Virtio: the rings that every device shares, the transport that drivers reach devices by, and the devices themselves.
 
+pub mod device;
+pub mod interrupt;
 pub mod virtq;
