@@ -4,9 +4,9 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vmm::config::MachineConfig;
 use vmm::machine::console::Console;
 use vmm::machine::{Machine, Outcome, Stats};
-use vmm::config::MachineConfig;
 
 use crate::Error;
 use crate::report::Report;
@@ -59,7 +59,12 @@ pub fn run(config: MachineConfig) -> Result<Ended, Error> {
     }
     let (outcome, stats) = guest.wait();
     let report = Report::parse(&console);
-    Ok(Ended { outcome, console, report, stats })
+    Ok(Ended {
+        outcome,
+        console,
+        report,
+        stats,
+    })
 }
 
 /// The last lines of a console.

@@ -24,9 +24,25 @@ pub fn run(config: &MachineConfig, more: &[&str]) -> Result<Report, Error> {
     command
         .arg("-L")
         .arg(firmware)
-        .args(["-M", "pc", "-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-no-reboot"])
+        .args([
+            "-M",
+            "pc",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
         .args(["-serial", "stdio", "-monitor", "none"])
-        .args(["-m", &format!("{}M", config.memory >> 20), "-smp", &config.cpus.to_string()])
+        .args([
+            "-m",
+            &format!("{}M", config.memory >> 20),
+            "-smp",
+            &config.cpus.to_string(),
+        ])
         .arg("-kernel")
         .arg(&config.kernel)
         .args(["-append", &config.command_line])

@@ -50,7 +50,11 @@ impl Report {
     /// The configuration space of the function at `address`, as sysfs gives it.
     pub fn config(&self, address: &str) -> Vec<u8> {
         let lines = self.section(&format!("config 0000:{address}"));
-        lines.iter().flat_map(|line| line.split_whitespace()).filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect()
+        lines
+            .iter()
+            .flat_map(|line| line.split_whitespace())
+            .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
+            .collect()
     }
 
     /// How often the interrupt that /proc/interrupts names in its last column (or first, for `LOC:`) came, all CPUs.
@@ -87,7 +91,10 @@ mod tests {
     fn sections_are_told_apart() {
         let report = Report::parse(CONSOLE);
         assert!(report.is_complete());
-        assert_eq!((report.kernel_log.as_str(), report.line("cpus")), ("[    0.0] Linux version\n", "0-3"));
+        assert_eq!(
+            (report.kernel_log.as_str(), report.line("cpus")),
+            ("[    0.0] Linux version\n", "0-3")
+        );
         assert_eq!(report.config("00:01.0"), [0x86, 0x80, 0, 0x70]);
         assert_eq!(report.section("no such"), [""; 0]);
     }
@@ -95,11 +102,21 @@ mod tests {
     #[test]
     fn interrupts_are_added_up_over_cpus() {
         let report = Report::parse(CONSOLE);
-        assert_eq!((report.interrupts("ttyS0"), report.interrupts("LOC:"), report.interrupts("none")), (15, 15, 0));
+        assert_eq!(
+            (
+                report.interrupts("ttyS0"),
+                report.interrupts("LOC:"),
+                report.interrupts("none")
+            ),
+            (15, 15, 0)
+        );
     }
 
     #[test]
     fn ranges_have_their_names() {
-        assert_eq!(Report::parse(CONSOLE).ranges("iomem", "System RAM"), [(0x1000, 0x9fbff)]);
+        assert_eq!(
+            Report::parse(CONSOLE).ranges("iomem", "System RAM"),
+            [(0x1000, 0x9fbff)]
+        );
     }
 }

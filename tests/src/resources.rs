@@ -26,8 +26,13 @@ pub(crate) fn variable(name: &str) -> Result<String, Error> {
 /// The environment names no such kernel.
 pub fn kernel(name: &str) -> Result<PathBuf, Error> {
     let kernels = variable(KERNELS)?;
-    let found = kernels.split(',').filter_map(|kernel| kernel.split_once(':')).find(|(known, _)| *known == name);
-    found.map(|(_, folder)| Path::new(folder).join("vmlinuz")).ok_or_else(|| format!("no kernel '{name}' in {KERNELS}={kernels}").into())
+    let found = kernels
+        .split(',')
+        .filter_map(|kernel| kernel.split_once(':'))
+        .find(|(known, _)| *known == name);
+    found
+        .map(|(_, folder)| Path::new(folder).join("vmlinuz"))
+        .ok_or_else(|| format!("no kernel '{name}' in {KERNELS}={kernels}").into())
 }
 
 /// The program under test.

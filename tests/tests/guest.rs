@@ -20,7 +20,11 @@ const CHIPSET: [(&str, &str); 3] = [
 
 fn run(config: MachineConfig) -> Ended {
     let ended = guest::run(config).unwrap();
-    assert!(ended.report.is_complete(), "the guest did not report; its last words:\n{}", guest::tail(&ended.console));
+    assert!(
+        ended.report.is_complete(),
+        "the guest did not report; its last words:\n{}",
+        guest::tail(&ended.console)
+    );
     ended
 }
 
@@ -32,10 +36,19 @@ fn boot(kernel: &str, cpus: u32, words: &str) -> Ended {
 fn assert_machine(report: &Report, cpus: u32) {
     let functions = report.section("pci");
     for (address, ids) in CHIPSET {
-        assert!(functions.iter().any(|line| line.starts_with(&format!("{address} {ids}"))), "{address} {ids}: {functions:?}");
+        assert!(
+            functions
+                .iter()
+                .any(|line| line.starts_with(&format!("{address} {ids}"))),
+            "{address} {ids}: {functions:?}"
+        );
     }
     assert_eq!(functions.len(), CHIPSET.len(), "{functions:?}");
-    let expected = if cpus == 1 { "0".to_owned() } else { format!("0-{}", cpus - 1) };
+    let expected = if cpus == 1 {
+        "0".to_owned()
+    } else {
+        format!("0-{}", cpus - 1)
+    };
     assert_eq!(report.line("cpus"), expected);
     assert!(report.interrupts("ttyS0") > 0, "{:?}", report.section("interrupts"));
     let ticks = report.interrupts("timer") + report.interrupts("LOC:");
@@ -43,7 +56,11 @@ fn assert_machine(report: &Report, cpus: u32) {
 }
 
 fn ram(report: &Report) -> u64 {
-    report.ranges("iomem", "System RAM").iter().map(|(first, last)| last - first + 1).sum()
+    report
+        .ranges("iomem", "System RAM")
+        .iter()
+        .map(|(first, last)| last - first + 1)
+        .sum()
 }
 
 macro_rules! each_kernel {

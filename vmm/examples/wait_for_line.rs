@@ -16,7 +16,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: wait_for_line KERNEL TEXT".into());
     };
     let (serial, stream) = Console::stream()?;
-    let config = MachineConfig::new(kernel).command_line("console=ttyS0 panic=-1").end_at_reset();
+    let config = MachineConfig::new(kernel)
+        .command_line("console=ttyS0 panic=-1")
+        .end_at_reset();
     let guest = Machine::new(config, serial)?.start()?;
     for line in BufReader::new(stream).lines() {
         let line = line?;

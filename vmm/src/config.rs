@@ -147,9 +147,14 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_qemu_reads_them() {
-        for (text, bytes) in
-            [("512", 512 << 20), ("512M", 512 << 20), ("1g", 1 << 30), ("64K", 64 << 10), ("2GiB", 2 << 30), ("2T", 2 << 40)]
-        {
+        for (text, bytes) in [
+            ("512", 512 << 20),
+            ("512M", 512 << 20),
+            ("1g", 1 << 30),
+            ("64K", 64 << 10),
+            ("2GiB", 2 << 30),
+            ("2T", 2 << 40),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
     }
@@ -167,7 +172,13 @@ mod tests {
         assert_eq!(config.validate(), Ok(()));
         assert_eq!(config.clone().cpus(0).validate(), Err(ConfigError::Cpus(0)));
         assert_eq!(config.clone().cpus(255).validate(), Err(ConfigError::Cpus(255)));
-        assert!(matches!(config.clone().memory(1 << 20).validate(), Err(ConfigError::Memory(_))));
-        assert!(matches!(config.memory((64 << 20) + 1).validate(), Err(ConfigError::Memory(_))));
+        assert!(matches!(
+            config.clone().memory(1 << 20).validate(),
+            Err(ConfigError::Memory(_))
+        ));
+        assert!(matches!(
+            config.memory((64 << 20) + 1).validate(),
+            Err(ConfigError::Memory(_))
+        ));
     }
 }

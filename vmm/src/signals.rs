@@ -30,12 +30,17 @@ impl Signals {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just made and nobody else has it.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
     }
 
     /// Waits for a signal and returns its number; `None` when `event` came first.
     pub fn wait_unless(&self, event: &EventFd) -> Option<libc::c_int> {
-        let wanted = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let wanted = |fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
         let mut fds = [wanted(event.as_raw_fd()), wanted(self.fd.as_raw_fd())];
         loop {
             // SAFETY: the array outlives the call and its length is right.

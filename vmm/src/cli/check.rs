@@ -60,7 +60,12 @@ fn kvm_findings() -> Vec<Finding> {
         Ok(kvm) => kvm,
         Err(error) => {
             return vec![
-                Finding { key: "kvm", value: "no".into(), verdict: Verdict::No, text: error.to_string() },
+                Finding {
+                    key: "kvm",
+                    value: "no".into(),
+                    verdict: Verdict::No,
+                    text: error.to_string(),
+                },
                 Finding {
                     key: "kvm.ring0",
                     value: "none".into(),
@@ -77,7 +82,12 @@ fn kvm_findings() -> Vec<Finding> {
         kvm.get_max_vcpus(),
         names.join(", ")
     );
-    let mut findings = vec![Finding { key: "kvm", value: "yes".into(), verdict: Verdict::Yes, text }];
+    let mut findings = vec![Finding {
+        key: "kvm",
+        value: "yes".into(),
+        verdict: Verdict::Yes,
+        text,
+    }];
     findings.push(match measure_ring0(&kvm) {
         Ok(ring0) => ring0_finding(ring0),
         Err(error) => Finding {
@@ -107,23 +117,40 @@ fn ring0_finding(ring0: Ring0) -> Finding {
         Ring0::Interpreted { .. } => ("interpreted", Verdict::No),
         Ring0::Broken => ("broken", Verdict::No),
     };
-    Finding { key: "kvm.ring0", value: value.into(), verdict, text: ring0.to_string() }
+    Finding {
+        key: "kvm.ring0",
+        value: value.into(),
+        verdict,
+        text: ring0.to_string(),
+    }
 }
 
 /// Can `path` be opened for reading and writing? `advice` goes with a "no".
 fn device(key: &'static str, path: &str, what: &str, advice: &str) -> Finding {
     let (value, verdict, text) = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => ("yes", Verdict::Yes, format!("{path}: {what}")),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            ("no", Verdict::Limited, format!("{path}: permission denied; ask for access to it, or run as root"))
-        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => (
+            "no",
+            Verdict::Limited,
+            format!("{path}: permission denied; ask for access to it, or run as root"),
+        ),
         Err(error) => ("no", Verdict::Limited, format!("{path}: {error}; {advice}")),
     };
-    Finding { key, value: value.into(), verdict, text }
+    Finding {
+        key,
+        value: value.into(),
+        verdict,
+        text,
+    }
 }
 
 fn tun() -> Finding {
-    device("tun", "/dev/net/tun", "network devices can be tap interfaces", "modprobe tun, for networks by tap interface")
+    device(
+        "tun",
+        "/dev/net/tun",
+        "network devices can be tap interfaces",
+        "modprobe tun, for networks by tap interface",
+    )
 }
 
 fn vhost_net() -> Finding {
@@ -149,23 +176,39 @@ fn io_uring() -> Finding {
         let advice = "disks use threads; sysctl kernel.io_uring_disabled=0 or a Linux from 5.10 on offers it";
         ("no", Verdict::Limited, format!("io_uring: {error}; {advice}"))
     };
-    Finding { key: "io_uring", value: value.into(), verdict, text }
+    Finding {
+        key: "io_uring",
+        value: value.into(),
+        verdict,
+        text,
+    }
 }
 
 fn huge_pages() -> Finding {
     let setting = |name: &str| {
         let text = fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{name}")).unwrap_or_default();
-        let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(word, _)| word.to_owned());
+        let chosen = text
+            .split_once('[')
+            .and_then(|(_, rest)| rest.split_once(']'))
+            .map(|(word, _)| word.to_owned());
         chosen.unwrap_or_else(|| "never".into())
     };
     let (anonymous, shared) = (setting("enabled"), setting("shmem_enabled"));
     let (verdict, advice) = if anonymous == "never" {
-        (Verdict::Limited, "; echo madvise > /sys/kernel/mm/transparent_hugepage/enabled makes guests faster")
+        (
+            Verdict::Limited,
+            "; echo madvise > /sys/kernel/mm/transparent_hugepage/enabled makes guests faster",
+        )
     } else {
         (Verdict::Yes, "")
     };
     let text = format!("huge pages: transparent {anonymous}, for shared memory {shared}{advice}");
-    Finding { key: "hugepages", value: format!("{anonymous},{shared}"), verdict, text }
+    Finding {
+        key: "hugepages",
+        value: format!("{anonymous},{shared}"),
+        verdict,
+        text,
+    }
 }
 
 fn memory() -> Finding {
@@ -177,10 +220,18 @@ fn memory() -> Finding {
         .unwrap_or(0)
         / 1024;
     let (verdict, advice) = if available < 512 {
-        (Verdict::Limited, "; a guest of the default size (512 MiB) may not fit, see --memory")
+        (
+            Verdict::Limited,
+            "; a guest of the default size (512 MiB) may not fit, see --memory",
+        )
     } else {
         (Verdict::Yes, "")
     };
     let text = format!("memory: {available} MiB available{advice}");
-    Finding { key: "memory.available_mib", value: available.to_string(), verdict, text }
+    Finding {
+        key: "memory.available_mib",
+        value: available.to_string(),
+        verdict,
+        text,
+    }
 }

@@ -40,7 +40,13 @@ struct RunArgs {
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
     /// Kernel command line; console=ttyS0 is added when it names no console
-    #[arg(long, value_name = "STRING", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "STRING",
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
     append: String,
     /// Number of CPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -122,9 +128,15 @@ fn parse_port(text: &str) -> Result<u16, String> {
 pub fn main() -> ExitCode {
     terminal::restore_on_panic();
     let result = match Cli::try_parse() {
-        Ok(Cli { command: Command::Run(args) }) => run::run(args),
-        Ok(Cli { command: Command::Check(args) }) => Ok(check::check(args.machine_readable)),
-        Ok(Cli { command: Command::Devices }) => Ok(devices()),
+        Ok(Cli {
+            command: Command::Run(args),
+        }) => run::run(args),
+        Ok(Cli {
+            command: Command::Check(args),
+        }) => Ok(check::check(args.machine_readable)),
+        Ok(Cli {
+            command: Command::Devices,
+        }) => Ok(devices()),
         Err(error) if error.use_stderr() => Err(exit::Failure::Usage(one_line(&error))),
         Err(help) => {
             // Help goes to standard output; a reader that has gone is no failure of ours.
@@ -145,9 +157,17 @@ fn one_line(error: &clap::Error) -> String {
         .lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with("Usage:") && !line.starts_with("For more information"))
-        .map(|line| line.strip_prefix("error: ").or_else(|| line.strip_prefix("tip: ")).unwrap_or(line));
+        .map(|line| {
+            line.strip_prefix("error: ")
+                .or_else(|| line.strip_prefix("tip: "))
+                .unwrap_or(line)
+        });
     let line = sentences.collect::<Vec<_>>().join("; ");
-    if line.is_empty() { Cli::command().render_usage().to_string() } else { line }
+    if line.is_empty() {
+        Cli::command().render_usage().to_string()
+    } else {
+        line
+    }
 }
 
 fn devices() -> ExitCode {
@@ -165,7 +185,9 @@ mod tests {
     fn run_args(args: &[&str]) -> Result<RunArgs, String> {
         let all = ["innkeeper", "run"].iter().chain(args);
         match Cli::try_parse_from(all) {
-            Ok(Cli { command: Command::Run(args) }) => Ok(args),
+            Ok(Cli {
+                command: Command::Run(args),
+            }) => Ok(args),
             Ok(_) => panic!("not run"),
             Err(error) => Err(one_line(&error)),
         }
@@ -179,20 +201,29 @@ mod tests {
     #[test]
     fn a_kernel_alone_is_enough() {
         let args = run_args(&["bzImage"]).unwrap();
-        assert_eq!((args.cpus, args.memory, args.serial), (1, 512 << 20, SerialTarget::Stdio));
+        assert_eq!(
+            (args.cpus, args.memory, args.serial),
+            (1, 512 << 20, SerialTarget::Stdio)
+        );
         assert_eq!(args.debug_exit, None);
     }
 
     #[test]
     fn debug_exit_has_qemus_port_unless_told() {
-        assert_eq!(run_args(&["k", "--debug-exit"]).unwrap().debug_exit, Some(DEBUG_EXIT_PORT));
+        assert_eq!(
+            run_args(&["k", "--debug-exit"]).unwrap().debug_exit,
+            Some(DEBUG_EXIT_PORT)
+        );
         assert_eq!(run_args(&["k", "--debug-exit=0xf4"]).unwrap().debug_exit, Some(0xf4));
     }
 
     #[test]
     fn an_unknown_option_names_the_nearest_in_one_line() {
         let error = run_args(&["k", "--memori", "1"]).unwrap_err();
-        assert!(!error.contains('\n') && error.contains("--memori") && error.contains("'--memory'"), "{error}");
+        assert!(
+            !error.contains('\n') && error.contains("--memori") && error.contains("'--memory'"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -24,7 +24,9 @@ pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let raw = on_terminal.then(RawMode::enter).flatten();
     let guest = machine.start().map_err(failure)?;
 
-    let ended = guest.ended().map_err(|error| Failure::Host(format!("event descriptor: {error}")))?;
+    let ended = guest
+        .ended()
+        .map_err(|error| Failure::Host(format!("event descriptor: {error}")))?;
     let signal = signals.wait_unless(&ended);
     if signal.is_some() {
         guest.stop();
@@ -57,7 +59,11 @@ fn note(outcome: &Outcome) -> Option<&'static str> {
 }
 
 fn failure(error: StartError) -> Failure {
-    if error.is_users() { Failure::Usage(error.to_string()) } else { Failure::Host(error.to_string()) }
+    if error.is_users() {
+        Failure::Usage(error.to_string())
+    } else {
+        Failure::Host(error.to_string())
+    }
 }
 
 fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {

@@ -56,14 +56,22 @@ struct Wiring {
 impl Wiring {
     fn is_high(&self, gsi: usize) -> bool {
         self.direct[gsi] > 0
-            || self.route.iter().zip(self.pirq).any(|(irq, sources)| sources > 0 && *irq == Some(gsi as u8))
+            || self
+                .route
+                .iter()
+                .zip(self.pirq)
+                .any(|(irq, sources)| sources > 0 && *irq == Some(gsi as u8))
     }
 }
 
 impl Lines {
     /// Lines that end at `sink`, all low, no PIRQ routed.
     pub fn new(sink: Arc<dyn GsiSink>) -> Arc<Self> {
-        Arc::new(Self { sink, wiring: Mutex::default(), raised: AtomicU64::new(0) })
+        Arc::new(Self {
+            sink,
+            wiring: Mutex::default(),
+            raised: AtomicU64::new(0),
+        })
     }
 
     /// A new source that drives `input`, low at first. `None` when there is no such input.
@@ -73,7 +81,11 @@ impl Lines {
             Input::Pirq(pirq) => usize::from(pirq) < PIRQS,
         };
         known.then(|| {
-            let source = Source { lines: Arc::clone(self), input, asserted: AtomicBool::new(false) };
+            let source = Source {
+                lines: Arc::clone(self),
+                input,
+                asserted: AtomicBool::new(false),
+            };
             Arc::new(source) as Arc<dyn InterruptLine>
         })
     }
@@ -103,7 +115,11 @@ impl Lines {
             Input::Pirq(pirq) => wiring.pirq.get_mut(usize::from(pirq)),
         };
         if let Some(sources) = sources {
-            *sources = if asserted { sources.saturating_add(1) } else { sources.saturating_sub(1) };
+            *sources = if asserted {
+                sources.saturating_add(1)
+            } else {
+                sources.saturating_sub(1)
+            };
         }
         self.settle(&mut wiring);
     }
@@ -165,7 +181,10 @@ mod tests {
         let (lines, recorder) = lines();
         lines.route_pirq(0, Some(10));
         lines.route_pirq(1, Some(10));
-        let (a, b) = (lines.source(Input::Pirq(0)).unwrap(), lines.source(Input::Pirq(1)).unwrap());
+        let (a, b) = (
+            lines.source(Input::Pirq(0)).unwrap(),
+            lines.source(Input::Pirq(1)).unwrap(),
+        );
         a.set_level(true);
         b.set_level(true);
         a.set_level(false);
@@ -180,7 +199,10 @@ mod tests {
         let (lines, recorder) = lines();
         let source = lines.source(Input::Pirq(2)).unwrap();
         source.set_level(true);
-        assert!(recorder.0.lock().unwrap().is_empty(), "an unrouted PIRQ reaches nothing");
+        assert!(
+            recorder.0.lock().unwrap().is_empty(),
+            "an unrouted PIRQ reaches nothing"
+        );
         lines.route_pirq(2, Some(11));
         lines.route_pirq(2, Some(5));
         assert_eq!(*recorder.0.lock().unwrap(), [(11, true), (5, true), (11, false)]);

@@ -45,7 +45,10 @@ pub struct MsiRoutes {
 impl MsiRoutes {
     /// A table without messages.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, messages: Mutex::default() }
+        Self {
+            vm,
+            messages: Mutex::default(),
+        }
     }
 
     /// Reserves the lowest free GSI; it has no message yet, and an interrupt on it goes nowhere.
@@ -54,7 +57,9 @@ impl MsiRoutes {
     /// [`RouteError::Full`].
     pub fn reserve(&self) -> Result<Gsi, RouteError> {
         let mut messages = self.lock();
-        let gsi = (IOAPIC_PINS..MAX_ROUTES).find(|gsi| !messages.contains_key(gsi)).ok_or(RouteError::Full)?;
+        let gsi = (IOAPIC_PINS..MAX_ROUTES)
+            .find(|gsi| !messages.contains_key(gsi))
+            .ok_or(RouteError::Full)?;
         messages.insert(gsi, None);
         Ok(gsi)
     }
@@ -90,7 +95,9 @@ impl MsiRoutes {
 
     fn commit(&self, messages: &BTreeMap<Gsi, Option<MsiMessage>>) -> Result<(), RouteError> {
         let messages = messages.iter().filter_map(|(gsi, message)| Some((*gsi, (*message)?)));
-        let entries: Vec<_> = chip_routes().chain(messages.map(|(gsi, message)| message_route(gsi, message))).collect();
+        let entries: Vec<_> = chip_routes()
+            .chain(messages.map(|(gsi, message)| message_route(gsi, message)))
+            .collect();
         let table = KvmIrqRouting::from_entries(&entries).map_err(|_| RouteError::Full)?;
         self.vm.set_gsi_routing(&table).map_err(RouteError::Kvm)
     }
@@ -100,7 +107,11 @@ impl MsiRoutes {
 /// timer's (0) to pin 2.
 fn chip_routes() -> impl Iterator<Item = kvm_irq_routing_entry> {
     let pic = (0..16).filter(|gsi| *gsi != 2).map(|gsi| {
-        let chip = if gsi < 8 { KVM_IRQCHIP_PIC_MASTER } else { KVM_IRQCHIP_PIC_SLAVE };
+        let chip = if gsi < 8 {
+            KVM_IRQCHIP_PIC_MASTER
+        } else {
+            KVM_IRQCHIP_PIC_SLAVE
+        };
         chip_route(gsi, chip, gsi % 8)
     });
     let ioapic = (0..IOAPIC_PINS)
@@ -110,13 +121,21 @@ fn chip_routes() -> impl Iterator<Item = kvm_irq_routing_entry> {
 }
 
 fn chip_route(gsi: Gsi, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        ..Default::default()
+    };
     entry.u.irqchip = kvm_irq_routing_irqchip { irqchip, pin };
     entry
 }
 
 fn message_route(gsi: Gsi, message: MsiMessage) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
     entry.u.msi = kvm_irq_routing_msi {
         address_lo: message.address as u32,
         address_hi: (message.address >> 32) as u32,
@@ -136,7 +155,11 @@ mod tests {
         assert_eq!(routes.len(), 15 + 23);
         assert!(routes.iter().all(|route| route.gsi != 2));
         // SAFETY: chip routes are of the irqchip kind.
-        let timer: Vec<_> = routes.iter().filter(|r| r.gsi == 0).map(|r| unsafe { r.u.irqchip.pin }).collect();
+        let timer: Vec<_> = routes
+            .iter()
+            .filter(|r| r.gsi == 0)
+            .map(|r| unsafe { r.u.irqchip.pin })
+            .collect();
         assert_eq!(timer, [0, 2]);
     }
 }

@@ -17,12 +17,18 @@ const APIC_BUS_KHZ: u32 = 1_000_000;
 /// # Errors
 /// What KVM refused.
 pub fn supported(kvm: &Kvm) -> Result<CpuId, KvmError> {
-    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(KvmError::at("tell the supported CPUID"))
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::at("tell the supported CPUID"))
 }
 
 /// Fills in what differs from CPU to CPU and what this machine decides: APIC ids, one package of `cpus` cores, the timing leaf when
 /// `tsc_khz` is known.
-pub fn for_cpu(supported: &CpuId, index: u32, cpus: u32, tsc_khz: Option<u32>) -> Result<CpuId, vmm_sys_util::fam::Error> {
+pub fn for_cpu(
+    supported: &CpuId,
+    index: u32,
+    cpus: u32,
+    tsc_khz: Option<u32>,
+) -> Result<CpuId, vmm_sys_util::fam::Error> {
     let mut entries = supported.as_slice().to_vec();
     let topology = Topology { index, cpus };
     for entry in &mut entries {
@@ -35,10 +41,17 @@ pub fn for_cpu(supported: &CpuId, index: u32, cpus: u32, tsc_khz: Option<u32>) -
 }
 
 fn add_timing_leaf(entries: &mut Vec<kvm_cpuid_entry2>, tsc_khz: u32) {
-    let Some(signature) = entries.iter_mut().find(|entry| entry.function == KVM_SIGNATURE_LEAF) else { return };
+    let Some(signature) = entries.iter_mut().find(|entry| entry.function == KVM_SIGNATURE_LEAF) else {
+        return;
+    };
     signature.eax = signature.eax.max(TIMING_LEAF);
     entries.retain(|entry| entry.function != TIMING_LEAF);
-    entries.push(kvm_cpuid_entry2 { function: TIMING_LEAF, eax: tsc_khz, ebx: APIC_BUS_KHZ, ..Default::default() });
+    entries.push(kvm_cpuid_entry2 {
+        function: TIMING_LEAF,
+        eax: tsc_khz,
+        ebx: APIC_BUS_KHZ,
+        ..Default::default()
+    });
 }
 
 /// One package of `cpus` cores with one thread each; the APIC id is the index.
@@ -70,7 +83,11 @@ impl Topology {
         const HYPERVISOR: u32 = 1 << 31;
         let logical = self.cpus.next_power_of_two().min(255);
         entry.ebx = entry.ebx & 0xffff | logical << 16 | (self.index & 0xff) << 24;
-        entry.edx = if self.cpus > 1 { entry.edx | HTT } else { entry.edx & !HTT };
+        entry.edx = if self.cpus > 1 {
+            entry.edx | HTT
+        } else {
+            entry.edx & !HTT
+        };
         entry.ecx |= HYPERVISOR;
     }
 
@@ -81,7 +98,11 @@ impl Topology {
         }
         let level = entry.eax >> 5 & 7;
         let cores = self.cpus.next_power_of_two().min(64) - 1;
-        let sharing = if level >= 3 { self.cpus.next_power_of_two().min(4096) - 1 } else { 0 };
+        let sharing = if level >= 3 {
+            self.cpus.next_power_of_two().min(4096) - 1
+        } else {
+            0
+        };
         entry.eax = entry.eax & 0x3fff | sharing << 14 | cores << 26;
     }
 
@@ -99,7 +120,11 @@ impl Topology {
 
     /// Leaf 0x80000008 ECX (AMD): cores of the package minus one, and the bits of the APIC id that number them.
     fn amd_sizes(&self, entry: &mut kvm_cpuid_entry2) {
-        entry.ecx = if self.cpus > 1 { self.core_bits() << 12 | (self.cpus - 1).min(255) } else { 0 };
+        entry.ecx = if self.cpus > 1 {
+            self.core_bits() << 12 | (self.cpus - 1).min(255)
+        } else {
+            0
+        };
     }
 
     /// Leaf 0x8000001e (AMD): extended APIC id, compute unit of one thread, node 0.
@@ -114,12 +139,26 @@ mod tests {
     use super::*;
 
     fn leaf(function: u32, index: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, index, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            ..Default::default()
+        }
     }
 
     fn filled(index: u32, cpus: u32, tsc_khz: Option<u32>) -> Vec<kvm_cpuid_entry2> {
-        let entries = [leaf(1, 0), leaf(4, 0), leaf(0xb, 0), leaf(0xb, 1), leaf(0xb, 2), leaf(KVM_SIGNATURE_LEAF, 0)];
-        for_cpu(&CpuId::from_entries(&entries).unwrap(), index, cpus, tsc_khz).unwrap().as_slice().to_vec()
+        let entries = [
+            leaf(1, 0),
+            leaf(4, 0),
+            leaf(0xb, 0),
+            leaf(0xb, 1),
+            leaf(0xb, 2),
+            leaf(KVM_SIGNATURE_LEAF, 0),
+        ];
+        for_cpu(&CpuId::from_entries(&entries).unwrap(), index, cpus, tsc_khz)
+            .unwrap()
+            .as_slice()
+            .to_vec()
     }
 
     #[test]
@@ -127,7 +166,11 @@ mod tests {
         for index in 0..6 {
             let leaves = filled(index, 6, None);
             assert_eq!(leaves[0].ebx >> 24, index);
-            assert_eq!(leaves[0].ebx >> 16 & 0xff, 8, "logical processors are rounded up to the APIC id space");
+            assert_eq!(
+                leaves[0].ebx >> 16 & 0xff,
+                8,
+                "logical processors are rounded up to the APIC id space"
+            );
             assert_eq!((leaves[2].edx, leaves[3].edx), (index, index));
             assert_eq!((leaves[3].eax, leaves[3].ebx), (3, 6));
             assert_eq!(leaves[4].ecx, 2, "the level after the last is invalid");

@@ -44,10 +44,14 @@ pub const REQUIRED: &[(Cap, &str)] = &[
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The device node is missing
-    #[error("/dev/kvm: not there; load the kvm-intel or kvm-amd module, or switch virtualisation on in the firmware (or for this virtual machine)")]
+    #[error(
+        "/dev/kvm: not there; load the kvm-intel or kvm-amd module, or switch virtualisation on in the firmware (or for this virtual machine)"
+    )]
     Missing,
     /// The user may not open it
-    #[error("/dev/kvm: permission denied; add your user to the group '{group}' (usermod -aG {group} USER) and log in again")]
+    #[error(
+        "/dev/kvm: permission denied; add your user to the group '{group}' (usermod -aG {group} USER) and log in again"
+    )]
     Permission {
         /// The group that owns the device node.
         group: String,
@@ -70,7 +74,9 @@ pub enum OpenError {
 pub fn open() -> Result<Kvm, OpenError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT => OpenError::Missing,
-        libc::EACCES | libc::EPERM => OpenError::Permission { group: owning_group(Path::new("/dev/kvm")) },
+        libc::EACCES | libc::EPERM => OpenError::Permission {
+            group: owning_group(Path::new("/dev/kvm")),
+        },
         errno => OpenError::Open(io::Error::from_raw_os_error(errno)),
     })?;
     let version = kvm.get_api_version();
@@ -86,7 +92,9 @@ pub fn open() -> Result<Kvm, OpenError> {
 /// The name of the group that owns `path`; its number, or `kvm`, where no name is found.
 fn owning_group(path: &Path) -> String {
     use std::os::unix::fs::MetadataExt;
-    let Ok(gid) = std::fs::metadata(path).map(|metadata| metadata.gid()) else { return "kvm".into() };
+    let Ok(gid) = std::fs::metadata(path).map(|metadata| metadata.gid()) else {
+        return "kvm".into();
+    };
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
     groups
         .lines()
@@ -140,13 +148,22 @@ impl Vm {
     /// What KVM refused.
     pub fn new(kvm: &Kvm) -> Result<Self, KvmError> {
         let fd = kvm.create_vm().map_err(KvmError::at("create a virtual machine"))?;
-        fd.set_identity_map_address(IDENTITY_MAP).map_err(KvmError::at("place its identity map"))?;
-        fd.set_tss_address(TSS).map_err(KvmError::at("place its task state segment"))?;
-        fd.create_irq_chip().map_err(KvmError::at("create the interrupt controllers"))?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        fd.set_identity_map_address(IDENTITY_MAP)
+            .map_err(KvmError::at("place its identity map"))?;
+        fd.set_tss_address(TSS)
+            .map_err(KvmError::at("place its task state segment"))?;
+        fd.create_irq_chip()
+            .map_err(KvmError::at("create the interrupt controllers"))?;
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
         fd.create_pit2(pit).map_err(KvmError::at("create the interval timer"))?;
         let power_on = ChipState::read(&fd)?;
-        Ok(Self { fd: Arc::new(fd), power_on })
+        Ok(Self {
+            fd: Arc::new(fd),
+            power_on,
+        })
     }
 
     /// The file descriptor; irqfds, ioeventfds and interrupt lines are made on it.
@@ -185,18 +202,26 @@ impl Vm {
                 KVM_IRQCHIP_PIC_SLAVE => chip.chip.pic.elcr = (elcr >> 8) as u8,
                 _ => {}
             }
-            self.fd.set_irqchip(&chip).map_err(KvmError::at("reset the interrupt controllers"))?;
+            self.fd
+                .set_irqchip(&chip)
+                .map_err(KvmError::at("reset the interrupt controllers"))?;
         }
-        self.fd.set_pit2(&self.power_on.pit).map_err(KvmError::at("reset the interval timer"))
+        self.fd
+            .set_pit2(&self.power_on.pit)
+            .map_err(KvmError::at("reset the interval timer"))
     }
 }
 
 impl ChipState {
     fn read(fd: &VmFd) -> Result<Self, KvmError> {
-        let mut irqchips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
-            .map(|chip_id| kvm_irqchip { chip_id, ..Default::default() });
+        let mut irqchips =
+            [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].map(|chip_id| kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            });
         for chip in &mut irqchips {
-            fd.get_irqchip(chip).map_err(KvmError::at("read the interrupt controllers"))?;
+            fd.get_irqchip(chip)
+                .map_err(KvmError::at("read the interrupt controllers"))?;
         }
         let pit = fd.get_pit2().map_err(KvmError::at("read the interval timer"))?;
         Ok(Self { irqchips, pit })

@@ -62,7 +62,10 @@ impl fmt::Display for Ring0 {
         const ADVICE: &str = "use a host whose processor offers VT-x or AMD-V to this system";
         match self {
             Self::Hardware { instruction } => {
-                write!(f, "guest kernel code: runs in hardware ({instruction:.1?} an instruction of a loop)")
+                write!(
+                    f,
+                    "guest kernel code: runs in hardware ({instruction:.1?} an instruction of a loop)"
+                )
             }
             Self::Interpreted { instruction } => write!(
                 f,
@@ -88,7 +91,11 @@ pub fn ring0(vcpu: &mut VcpuFd, memory: &GuestMemory) -> Result<Ring0, KvmError>
     let mut fastest = Duration::MAX;
     for _ in 0..ATTEMPTS {
         vcpu.set_sregs(&sregs).map_err(KvmError::at("set system registers"))?;
-        let regs = kvm_regs { rip: CODE.0, rflags: 2, ..Default::default() };
+        let regs = kvm_regs {
+            rip: CODE.0,
+            rflags: 2,
+            ..Default::default()
+        };
         vcpu.set_regs(&regs).map_err(KvmError::at("set registers"))?;
         let start = Instant::now();
         if !matches!(vcpu.run(), Ok(VcpuExit::IoOut(port, _)) if port == u16::from(END_PORT)) {

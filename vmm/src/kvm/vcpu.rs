@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
-    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, CpuId,
+    CpuId, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 
@@ -23,8 +23,13 @@ const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// Variable ranges (eight pairs), fixed ranges of 64, 16 and 4 KiB, and the default type (Intel SDM volume 3, section 12.11).
-const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
-    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, MSR_MTRR_DEF_TYPE..=MSR_MTRR_DEF_TYPE];
+const MTRRS: [std::ops::RangeInclusive<u32>; 5] = [
+    0x200..=0x20f,
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    MSR_MTRR_DEF_TYPE..=MSR_MTRR_DEF_TYPE,
+];
 /// MTRRs on, everything write-back where no range says otherwise.
 const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
 const MSR_IA32_TSC: u32 = 0x10;
@@ -64,7 +69,10 @@ impl Vcpu {
     /// # Errors
     /// What KVM refused.
     pub fn new(vm: &Vm, index: u32, supported: &CpuId, cpus: u32, msr_list: &[u32]) -> Result<Self, KvmError> {
-        let fd = vm.fd().create_vcpu(u64::from(index)).map_err(KvmError::at("create a virtual CPU"))?;
+        let fd = vm
+            .fd()
+            .create_vcpu(u64::from(index))
+            .map_err(KvmError::at("create a virtual CPU"))?;
         let tsc_khz = fd.get_tsc_khz().ok().filter(|khz| *khz > 0);
         let cpuid = cpuid::for_cpu(supported, index, cpus, tsc_khz)
             .map_err(|_| KvmError::at("take so many CPUID leaves")(kvm_ioctls::Error::new(libc::E2BIG)))?;
@@ -99,14 +107,26 @@ impl Vcpu {
             Some(entry) => (&entry.regs, &entry.sregs, KVM_MP_STATE_RUNNABLE),
             None => (&state.regs, &state.sregs, KVM_MP_STATE_UNINITIALIZED),
         };
-        self.fd.set_mp_state(kvm_mp_state { mp_state }).map_err(KvmError::at("set the run state"))?;
+        self.fd
+            .set_mp_state(kvm_mp_state { mp_state })
+            .map_err(KvmError::at("set the run state"))?;
         self.fd.set_sregs(sregs).map_err(KvmError::at("set system registers"))?;
-        self.fd.set_xcrs(&state.xcrs).map_err(KvmError::at("set extended control registers"))?;
-        self.fd.set_fpu(&state.fpu).map_err(KvmError::at("set floating point registers"))?;
-        self.fd.set_debug_regs(&state.debug).map_err(KvmError::at("set debug registers"))?;
+        self.fd
+            .set_xcrs(&state.xcrs)
+            .map_err(KvmError::at("set extended control registers"))?;
+        self.fd
+            .set_fpu(&state.fpu)
+            .map_err(KvmError::at("set floating point registers"))?;
+        self.fd
+            .set_debug_regs(&state.debug)
+            .map_err(KvmError::at("set debug registers"))?;
         self.write_msrs()?;
-        self.fd.set_lapic(&state.lapic).map_err(KvmError::at("set the local APIC"))?;
-        self.fd.set_vcpu_events(&state.events).map_err(KvmError::at("clear pending events"))?;
+        self.fd
+            .set_lapic(&state.lapic)
+            .map_err(KvmError::at("set the local APIC"))?;
+        self.fd
+            .set_vcpu_events(&state.events)
+            .map_err(KvmError::at("clear pending events"))?;
         self.fd.set_regs(regs).map_err(KvmError::at("set registers"))
     }
 
@@ -116,8 +136,13 @@ impl Vcpu {
         let mut rest = self.power_on.msrs.as_slice();
         while !rest.is_empty() {
             let batch = rest.get(..rest.len().min(MSR_BATCH)).unwrap_or(rest);
-            let Ok(msrs) = Msrs::from_entries(batch) else { return Ok(()) };
-            let written = self.fd.set_msrs(&msrs).map_err(KvmError::at("set model specific registers"))?;
+            let Ok(msrs) = Msrs::from_entries(batch) else {
+                return Ok(());
+            };
+            let written = self
+                .fd
+                .set_msrs(&msrs)
+                .map_err(KvmError::at("set model specific registers"))?;
             let done = if written < batch.len() { written + 1 } else { written };
             rest = rest.get(done..).unwrap_or_default();
         }
@@ -153,10 +178,20 @@ fn power_on_msrs(fd: &VcpuFd, list: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmErr
     let mut found: Vec<kvm_msr_entry> = Vec::with_capacity(list.len());
     let mut rest = list;
     while !rest.is_empty() {
-        let batch: Vec<_> =
-            rest.iter().take(MSR_BATCH).map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
-        let Ok(mut msrs) = Msrs::from_entries(&batch) else { break };
-        let read = fd.get_msrs(&mut msrs).map_err(KvmError::at("read model specific registers"))?;
+        let batch: Vec<_> = rest
+            .iter()
+            .take(MSR_BATCH)
+            .map(|&index| kvm_msr_entry {
+                index,
+                ..Default::default()
+            })
+            .collect();
+        let Ok(mut msrs) = Msrs::from_entries(&batch) else {
+            break;
+        };
+        let read = fd
+            .get_msrs(&mut msrs)
+            .map_err(KvmError::at("read model specific registers"))?;
         found.extend(msrs.as_slice().iter().take(read));
         let done = if read < batch.len() { read + 1 } else { read };
         rest = rest.get(done..).unwrap_or_default();
@@ -177,7 +212,9 @@ fn power_on_msrs(fd: &VcpuFd, list: &[u32]) -> Result<Vec<kvm_msr_entry>, KvmErr
 /// # Errors
 /// What KVM refused.
 pub fn resettable_msrs(kvm: &Kvm) -> Result<Vec<u32>, KvmError> {
-    let list = kvm.get_msr_index_list().map_err(KvmError::at("list model specific registers"))?;
+    let list = kvm
+        .get_msr_index_list()
+        .map_err(KvmError::at("list model specific registers"))?;
     let listed = list.as_slice().iter().copied().filter(|&msr| msr != MSR_IA32_TSC);
     Ok(listed.chain(MTRRS.into_iter().flatten()).collect())
 }

@@ -58,7 +58,16 @@ impl Board {
     pub fn add_ports(&self, name: &'static str, first: u16, count: u16, device: SharedPortDevice) {
         let mut ports = write(&self.ports);
         let index = ports.partition_point(|range| range.first < first);
-        ports.insert(index, PortRange { name, first, count, device, accesses: AtomicU64::new(0) });
+        ports.insert(
+            index,
+            PortRange {
+                name,
+                first,
+                count,
+                device,
+                accesses: AtomicU64::new(0),
+            },
+        );
     }
 
     /// The PCI bus.
@@ -127,10 +136,18 @@ impl Board {
         let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
         ports
             .iter()
-            .map(|range| (format!("{} at {:#x}", range.name, range.first), range.accesses.load(Ordering::Relaxed)))
+            .map(|range| {
+                (
+                    format!("{} at {:#x}", range.name, range.first),
+                    range.accesses.load(Ordering::Relaxed),
+                )
+            })
             .chain([
                 ("PCI configuration".into(), self.config_accesses.load(Ordering::Relaxed)),
-                ("PCI BARs and unclaimed addresses".into(), self.bar_accesses.load(Ordering::Relaxed)),
+                (
+                    "PCI BARs and unclaimed addresses".into(),
+                    self.bar_accesses.load(Ordering::Relaxed),
+                ),
             ])
             .collect()
     }
@@ -162,7 +179,9 @@ impl Board {
 
     /// Does what changes of functions mean for the rest of the machine.
     pub fn apply_all(&self, changes: BusChanges) {
-        changes.into_iter().for_each(|(address, change)| self.apply(address, change));
+        changes
+            .into_iter()
+            .for_each(|(address, change)| self.apply(address, change));
     }
 
     fn apply(&self, _address: Address, change: Change) {

@@ -60,7 +60,11 @@ pub enum ConsoleError {
 impl Console {
     /// Output is thrown away.
     pub fn none() -> Self {
-        Self { output: Box::new(io::sink()), input: Input::None, description: "none".into() }
+        Self {
+            output: Box::new(io::sink()),
+            input: Input::None,
+            description: "none".into(),
+        }
     }
 
     /// Standard output and input of this process. With `escapes`, Ctrl-A x ends the machine, as under QEMU.
@@ -71,8 +75,16 @@ impl Console {
         let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from).map_err(ConsoleError::Stdio);
         let input = duplicate(io::stdin().as_fd())?;
         let output = duplicate(io::stdout().as_fd())?;
-        let input = if escapes { Input::Terminal(input) } else { Input::Stream(input) };
-        Ok(Self { output: Box::new(Patient(output)), input, description: "stdio".into() })
+        let input = if escapes {
+            Input::Terminal(input)
+        } else {
+            Input::Stream(input)
+        };
+        Ok(Self {
+            output: Box::new(Patient(output)),
+            input,
+            description: "stdio".into(),
+        })
     }
 
     /// Output goes to a file, which is emptied first.
@@ -80,9 +92,21 @@ impl Console {
     /// # Errors
     /// The file cannot be made.
     pub fn file(path: &Path) -> Result<Self, ConsoleError> {
-        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path);
-        let output = file.map_err(|source| ConsoleError::File { path: path.into(), source })?;
-        Ok(Self { output: Box::new(Patient(output)), input: Input::None, description: path.display().to_string() })
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .open(path);
+        let output = file.map_err(|source| ConsoleError::File {
+            path: path.into(),
+            source,
+        })?;
+        Ok(Self {
+            output: Box::new(Patient(output)),
+            input: Input::None,
+            description: path.display().to_string(),
+        })
     }
 
     /// Listens at `path` for one client at a time. Without a client, output is thrown away. The socket file goes when the machine does.
@@ -90,13 +114,23 @@ impl Console {
     /// # Errors
     /// The socket cannot be made, for instance since the path exists.
     pub fn socket(path: &Path) -> Result<Self, ConsoleError> {
-        let error = |source| ConsoleError::Socket { path: path.into(), source };
+        let error = |source| ConsoleError::Socket {
+            path: path.into(),
+            source,
+        };
         let listener = UnixListener::bind(path).map_err(error)?;
         listener.set_nonblocking(true).map_err(error)?;
         let client = SharedClient::default();
-        let output = ToClient { client: Arc::clone(&client), path: path.into() };
+        let output = ToClient {
+            client: Arc::clone(&client),
+            path: path.into(),
+        };
         let description = format!("UNIX socket {}", path.display());
-        Ok(Self { output: Box::new(output), input: Input::Listener(listener, client), description })
+        Ok(Self {
+            output: Box::new(output),
+            input: Input::Listener(listener, client),
+            description,
+        })
     }
 
     /// A new pseudo-terminal; [`Self::description`] names it.
@@ -107,7 +141,11 @@ impl Console {
         let (master, name) = open_pty().map_err(ConsoleError::Pty)?;
         let output = master.try_clone().map_err(ConsoleError::Pty)?;
         let description = format!("pseudo-terminal {name}");
-        Ok(Self { output: Box::new(NeverWaits(output)), input: Input::Stream(master), description })
+        Ok(Self {
+            output: Box::new(NeverWaits(output)),
+            input: Input::Stream(master),
+            description,
+        })
     }
 
     /// A console whose other end is the returned stream: what the guest prints is read from it, what is written to it is typed. A guest that
@@ -119,7 +157,14 @@ impl Console {
         let (ours, theirs) = UnixStream::pair()?;
         let output = File::from(OwnedFd::from(ours.try_clone()?));
         let input = Input::Stream(File::from(OwnedFd::from(ours)));
-        Ok((Self { output: Box::new(Patient(output)), input, description: "stream".into() }, theirs))
+        Ok((
+            Self {
+                output: Box::new(Patient(output)),
+                input,
+                description: "stream".into(),
+            },
+            theirs,
+        ))
     }
 
     /// What it is, for people.
@@ -224,7 +269,8 @@ pub(super) enum Escape {
 const ESCAPE_KEY: u8 = 1;
 
 /// The text of Ctrl-A h.
-pub(super) const ESCAPE_HELP: &str = "\r\nCtrl-A x  end the guest\r\nCtrl-A h  this help\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n";
+pub(super) const ESCAPE_HELP: &str =
+    "\r\nCtrl-A x  end the guest\r\nCtrl-A h  this help\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n";
 
 /// Finds the escapes in what a person types.
 #[derive(Default)]
@@ -282,7 +328,10 @@ mod tests {
     fn the_escape_key_twice_sends_it_once() {
         let mut guest = Vec::new();
         let escapes = EscapeFilter::default().filter(b"\x01\x01h\x01h", &mut guest);
-        assert_eq!((guest.as_slice(), escapes.as_slice()), (&b"\x01h"[..], &[Escape::Help][..]));
+        assert_eq!(
+            (guest.as_slice(), escapes.as_slice()),
+            (&b"\x01h"[..], &[Escape::Help][..])
+        );
     }
 
     #[test]

@@ -59,8 +59,14 @@ impl Control {
     /// # Errors
     /// No event descriptor could be had.
     pub fn new(cpus: usize, end_at_reset: bool) -> std::io::Result<Self> {
-        let state =
-            State { phase: Phase::Held, epoch: 0, cpus, waiting: 0, reset_wanted: false, outcome: None };
+        let state = State {
+            phase: Phase::Held,
+            epoch: 0,
+            cpus,
+            waiting: 0,
+            reset_wanted: false,
+            outcome: None,
+        };
         Ok(Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -125,7 +131,11 @@ impl Control {
     }
 
     fn kick(&self) {
-        self.kicks.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(Kick::kick);
+        self.kicks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .for_each(Kick::kick);
     }
 
     /// A CPU thread waits here until it may run or must leave.
@@ -147,7 +157,11 @@ impl Control {
     pub fn wait_for_cpus(&self) {
         let mut state = self.lock();
         while state.waiting < state.cpus {
-            state = self.changed.wait_timeout(state, KICK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
+            state = self
+                .changed
+                .wait_timeout(state, KICK_AGAIN)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
             if state.waiting < state.cpus {
                 drop(state);
                 self.kick();
@@ -229,8 +243,10 @@ mod tests {
         };
         control.wait_for_cpus();
         control.start();
+        while !control.take_reset() {
+            thread::yield_now();
+        }
         control.wait_for_cpus();
-        assert!(control.take_reset());
         control.start();
         assert_eq!(cpu.join().unwrap(), [1, 2]);
         assert_eq!(control.outcome(), Some(Outcome::PowerOff));

@@ -83,7 +83,9 @@ fn enter(vcpu: &mut Vcpu, shared: &Shared, counters: &ExitCounters) -> Pause {
         }
         Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => ExitKind::Other,
         Ok(VcpuExit::FailEntry(reason, _)) => {
-            return failed(format!("CPU {index}: the processor refused to enter the guest (hardware reason {reason:#x})"));
+            return failed(format!(
+                "CPU {index}: the processor refused to enter the guest (hardware reason {reason:#x})"
+            ));
         }
         Ok(VcpuExit::InternalError) => return failed(internal_error(vcpu)),
         Ok(other) => return failed(format!("CPU {index}: unexpected exit from the guest: {other:?}")),
@@ -116,7 +118,9 @@ struct EndOnPanic<'a>(&'a Control);
 impl Drop for EndOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.end(Outcome::Failed("a CPU thread of Innkeeper panicked; this is a defect in Innkeeper".into()));
+            self.0.end(Outcome::Failed(
+                "a CPU thread of Innkeeper panicked; this is a defect in Innkeeper".into(),
+            ));
         }
     }
 }

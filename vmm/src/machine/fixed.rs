@@ -2,9 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use devices::platform::{
-    AcpiPm, ApmControl, Cmos, DebugExit, Gpe, I8042, MemorySize, Port92, ResetControl, Serial,
-};
+use devices::platform::{AcpiPm, ApmControl, Cmos, DebugExit, Gpe, I8042, MemorySize, Port92, ResetControl, Serial};
 use pci::{Bus, host};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -62,7 +60,9 @@ fn shared<T>(device: T) -> Arc<Mutex<T>> {
 /// An event that raises ISA interrupt `gsi`, an edge each time.
 fn edge(vm: &Vm, gsi: Gsi) -> Result<EventFd, StartError> {
     let event = event()?;
-    vm.fd().register_irqfd(&event, gsi).map_err(KvmError::at("tie an event to an interrupt"))?;
+    vm.fd()
+        .register_irqfd(&event, gsi)
+        .map_err(KvmError::at("tie an event to an interrupt"))?;
     Ok(event)
 }
 
@@ -71,7 +71,10 @@ fn event() -> Result<EventFd, StartError> {
 }
 
 fn memory_size(layout: &Layout) -> MemorySize {
-    MemorySize { below_4g: layout.low_end(), above_4g: layout.high_end() - address::FOUR_GIB }
+    MemorySize {
+        below_4g: layout.low_end(),
+        above_4g: layout.high_end() - address::FOUR_GIB,
+    }
 }
 
 impl Platform {
@@ -84,20 +87,33 @@ impl Platform {
         console: Console,
     ) -> Result<(Self, Board), StartError> {
         let Console { output, input, .. } = console;
-        let mut serial = Serial::new(edge(vm, irq::COM1)?, output).map_err(StartError::host("thread for the serial port"))?;
+        let mut serial =
+            Serial::new(edge(vm, irq::COM1)?, output).map_err(StartError::host("thread for the serial port"))?;
         let serial_room = event()?;
         serial.set_room_event(serial_room.try_clone().map_err(StartError::host("event descriptor"))?);
         let cmos = Cmos::new(memory_size(layout), edge(vm, irq::RTC)?).map_err(StartError::host("timer descriptor"))?;
         let Some(sci) = lines.source(LineInput::Gsi(irq::SCI)) else {
-            return Err(StartError::host("interrupt line")(std::io::ErrorKind::Unsupported.into()));
+            return Err(StartError::host("interrupt line")(
+                std::io::ErrorKind::Unsupported.into(),
+            ));
         };
         let pm = AcpiPm::new(sci);
 
         let bus = Bus::new();
         host::add_to(&bus, config.memory)?;
-        let platform = Self { serial: shared(serial), serial_room, cmos: shared(cmos), input };
+        let platform = Self {
+            serial: shared(serial),
+            serial_room,
+            cmos: shared(cmos),
+            input,
+        };
         let board = Board::new(lines, bus);
-        board.add_ports("keyboard controller", port::KEYBOARD, I8042::PORTS, shared(I8042::new(edge(vm, irq::KEYBOARD)?)));
+        board.add_ports(
+            "keyboard controller",
+            port::KEYBOARD,
+            I8042::PORTS,
+            shared(I8042::new(edge(vm, irq::KEYBOARD)?)),
+        );
         board.add_ports("real-time clock", port::CMOS, Cmos::PORTS, platform.cmos.clone());
         board.add_ports("system control", port::SYSTEM_CONTROL, 1, shared(Port92::default()));
         board.add_ports("APM control", port::APM, ApmControl::PORTS, shared(pm.apm_control()));

@@ -42,7 +42,15 @@ impl MainLoop {
         pci_resources: PciResources,
         platform: Platform,
     ) -> Self {
-        Self { shared, vm, ram, boot, sregs, pci_resources, platform }
+        Self {
+            shared,
+            vm,
+            ram,
+            boot,
+            sregs,
+            pci_resources,
+            platform,
+        }
     }
 
     /// Brings chips, board and memory into the state in which firmware hands over to the kernel.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use devices::platform::Serial;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use fixed::FIXED_FUNCTIONS;
@@ -102,6 +103,7 @@ impl StartError {
 /// What all threads of a machine share.
 struct Shared {
     board: Board,
+    serial: Arc<Mutex<Serial>>,
     control: Control,
     /// Registers for the boot CPU; set before every start.
     entry: Mutex<Option<EntryState>>,
@@ -139,6 +141,7 @@ impl Machine {
         let control = Control::new(vcpus.len(), config.end_at_reset).map_err(StartError::host("event descriptor"))?;
         let shared = Arc::new(Shared {
             board,
+            serial: Arc::clone(&platform.serial),
             control,
             entry: Mutex::default(),
             created,
@@ -147,8 +150,20 @@ impl Machine {
             exits: vcpus.iter().map(|_| ExitCounters::default()).collect(),
         });
         let sregs = vcpus.first().map(Vcpu::power_on_sregs).unwrap_or_default();
-        let main_loop = MainLoop::new(Arc::clone(&shared), vm, ram, boot, sregs, config.pci_resources, platform);
-        Ok(Self { shared, vcpus, main_loop })
+        let main_loop = MainLoop::new(
+            Arc::clone(&shared),
+            vm,
+            ram,
+            boot,
+            sregs,
+            config.pci_resources,
+            platform,
+        );
+        Ok(Self {
+            shared,
+            vcpus,
+            main_loop,
+        })
     }
 
     /// Loads the kernel and lets the CPUs run.
@@ -158,7 +173,8 @@ impl Machine {
     pub fn start(mut self) -> Result<Running, StartError> {
         vcpu::install_kick_handler().map_err(|error| StartError::host("signal handler")(error.into()))?;
         self.main_loop.power_on()?;
-        let ended = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(StartError::host("event descriptor"))?;
+        let ended =
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(StartError::host("event descriptor"))?;
         let announce = ended.try_clone().map_err(StartError::host("event descriptor"))?;
         let mut threads = Vec::with_capacity(self.vcpus.len());
         for vcpu in self.vcpus {
@@ -175,21 +191,25 @@ impl Machine {
                 Ok(thread) => threads.push(thread),
                 Err(source) => {
                     self.shared.control.end(Outcome::Quit);
-                    return Err(StartError::Host { what: "thread for a CPU", source });
+                    return Err(StartError::Host {
+                        what: "thread for a CPU",
+                        source,
+                    });
                 }
             }
         }
         let main_loop = self.main_loop;
-        let thread = std::thread::Builder::new()
-            .name("machine".into())
-            .spawn(move || {
-                let finished = main_loop.run(threads);
-                // The counter was zero: the write cannot fail.
-                let _ = announce.write(1);
-                finished
-            })
-            .map_err(StartError::host("thread for the machine"))?;
-        Ok(Running { shared: self.shared, thread: Some(thread), ended })
+        let announce = Announce(announce);
+        let thread = std::thread::Builder::new().name("machine".into()).spawn(move || {
+            let _announce = announce;
+            main_loop.run(threads);
+        });
+        let thread = thread.map_err(StartError::host("thread for the machine"))?;
+        Ok(Running {
+            shared: self.shared,
+            thread: Some(thread),
+            ended,
+        })
     }
 }
 
@@ -198,8 +218,11 @@ fn boot_config(config: &MachineConfig, layout: &Layout) -> Result<BootConfig, St
         kernel: Image::kernel(&config.kernel)?,
         initrd: config.initrd.as_ref().map(Image::initrd).transpose()?,
         command_line: config.command_line.clone(),
-        layout: layout.clone(),
-        platform: tables::Platform { keyboard: true, ..tables::Platform::new(config.cpus, layout) },
+        layout: *layout,
+        platform: tables::Platform {
+            keyboard: true,
+            ..tables::Platform::new(config.cpus, layout)
+        },
     })
 }
 
@@ -219,6 +242,16 @@ fn create_cpus(kvm: &kvm_ioctls::Kvm, vm: &Vm, ram: &Ram, count: u32) -> Result<
         vcpus.push(vcpu);
     }
     Ok(vcpus)
+}
+
+/// Says that the machine's thread is done, whichever way it goes.
+struct Announce(EventFd);
+
+impl Drop for Announce {
+    fn drop(&mut self) {
+        // The counter was zero: the write cannot fail.
+        let _ = self.0.write(1);
+    }
 }
 
 /// A machine whose guest runs. Dropping it ends the guest.
@@ -258,7 +291,9 @@ impl Running {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            self.shared.control.end(Outcome::Failed("the machine's thread panicked; this is a defect in Innkeeper".into()));
+            self.shared.control.end(Outcome::Failed(
+                "the machine's thread panicked; this is a defect in Innkeeper".into(),
+            ));
         }
     }
 }
@@ -285,6 +320,13 @@ impl Shared {
         if let Some(first_run) = self.first_run.get() {
             stats.first_run = Some(first_run.duration_since(self.created));
             stats.running = first_run.elapsed();
+            let first_byte = self
+                .serial
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .stats()
+                .first_byte;
+            stats.first_console_byte = first_byte.map(|at| at.duration_since(*first_run));
         }
         stats.resets = self.resets.load(Ordering::Relaxed);
         stats

@@ -76,7 +76,11 @@ impl SerialFeed {
         };
         let events = Events::new_raw(fd, EventSet::IN);
         // A regular file cannot be watched (EPERM): it has nothing to say to a guest that is interactive.
-        self.watching = if wanted { ops.add(events).is_ok() } else { ops.remove(events).is_err() };
+        self.watching = if wanted {
+            ops.add(events).is_ok()
+        } else {
+            ops.remove(events).is_err()
+        };
     }
 
     /// Reads once, and gives the guest what it takes.
@@ -127,7 +131,9 @@ impl SerialFeed {
 
     /// Takes a client if there is none; a further one is turned away.
     fn accept(&mut self) {
-        let Source::Listener(listener, client, ours) = &mut self.source else { return };
+        let Source::Listener(listener, client, ours) = &mut self.source else {
+            return;
+        };
         let Ok((stream, _)) = listener.accept() else { return };
         if ours.is_none()
             && let Ok(copy) = stream.try_clone()
