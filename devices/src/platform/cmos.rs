@@ -274,14 +274,11 @@ impl Cmos {
             return;
         }
         match address {
-            address::STATUS_A => {
-                let divider_was_reset = self.divider_is_reset();
-                self.change_running(|cmos| cmos.put(address, value & !status_a::UPDATE_IN_PROGRESS));
-                if divider_was_reset && self.stopped.is_none() {
-                    self.start_divider();
-                }
-            }
-            address::STATUS_B => self.change_running(|cmos| cmos.put(address, value)),
+            // The first update follows half a second after the divider chain is let go.
+            address::STATUS_A => self.change_running(NANOSECONDS / 2, |cmos| {
+                cmos.put(address, value & !status_a::UPDATE_IN_PROGRESS);
+            }),
+            address::STATUS_B => self.change_running(0, |cmos| cmos.put(address, value)),
             address::STATUS_C | address::STATUS_D => {}
             _ => self.put(address, value),
         }
@@ -289,22 +286,15 @@ impl Cmos {
         self.arm_timer();
     }
 
-    /// Makes a change of the status registers, and stops or starts the clock when it says so.
-    fn change_running(&mut self, change: impl FnOnce(&mut Self)) {
+    /// Makes a change of the status registers, and stops the clock, or starts it `phase` into its second, when it says so.
+    fn change_running(&mut self, phase: i128, change: impl FnOnce(&mut Self)) {
         let registers = self.time_registers();
         change(self);
         match (self.runs(), self.stopped) {
             (false, None) => self.stopped = Some(registers),
-            (true, Some(registers)) => self.set_time(registers, Some(0)),
+            (true, Some(registers)) => self.set_time(registers, Some(phase)),
             _ => {}
         }
-    }
-
-    /// The first update follows half a second after the divider chain is let go.
-    fn start_divider(&mut self) {
-        let phase = self.now().rem_euclid(NANOSECONDS);
-        self.offset = self.offset.saturating_add(NANOSECONDS / 2 - phase);
-        self.observed = self.now();
     }
 
     /// The time as the registers show it.
@@ -327,8 +317,7 @@ impl Cmos {
         ]
     }
 
-    /// Lets the clock run on from what `registers` say, from the start of that second or, when the clock runs already, at the same
-    /// distance from the next.
+    /// Lets the clock run on from what `registers` say, `phase` into that second; without one, as far into it as it is now.
     fn set_time(&mut self, registers: TimeRegisters, phase: Option<i128>) {
         let [second, minute, hour, _, day, month, year, century] = registers;
         let moment = DateTime {

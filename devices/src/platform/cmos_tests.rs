@@ -134,6 +134,19 @@ fn time_written_while_running_takes_effect_at_once_and_keeps_its_phase() {
 }
 
 #[test]
+fn clock_stopped_by_set_alone_goes_on_at_the_start_of_its_second() {
+    let (mut cmos, clock, _) = cmos_at(LEAP_DAY);
+    set(&mut cmos, address::STATUS_B, status_b::HOURS_24 | status_b::SET);
+    clock.advance(milliseconds(5_450));
+    assert_eq!(get(&mut cmos, address::SECONDS), 0x58);
+    set(&mut cmos, address::STATUS_B, status_b::HOURS_24);
+    clock.advance(milliseconds(999));
+    assert_eq!(get(&mut cmos, address::SECONDS), 0x58);
+    clock.advance(milliseconds(1));
+    assert_eq!(get(&mut cmos, address::SECONDS), 0x59);
+}
+
+#[test]
 fn reset_keeps_the_time_and_disables_interrupts() {
     let (mut cmos, _, _) = cmos_at(LEAP_DAY);
     set(&mut cmos, address::YEAR, 0x30);
