@@ -11,7 +11,7 @@ use xtask::lab::{self, Failure, Job, Lab, Outcome};
 /// The exit status when the time is up, as of `timeout`.
 const TIMED_OUT: u8 = 124;
 /// The exit status when L1 itself failed.
-const LAB_FAILED: u8 = 125;
+pub const LAB_FAILED: u8 = 125;
 /// The exit status when the command was not found, as of a shell.
 const NOT_FOUND: u8 = 127;
 

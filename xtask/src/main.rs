@@ -25,19 +25,17 @@ enum Command {
     Lab(lab_command::LabArgs),
 }
 
-/// When a command of the project cannot do what it was asked, as of `timeout` and its kind.
-const FAILED: u8 = 125;
-
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Demo(args) => demo::demo(&args),
-        Command::Test(args) => test_command::test(&args),
-        Command::Lab(args) => lab_command::lab(args),
+    let (result, failed) = match Cli::parse().command {
+        Command::Demo(args) => (demo::demo(&args), 1),
+        Command::Test(args) => (test_command::test(&args), 1),
+        // Low numbers are the command's own.
+        Command::Lab(args) => (lab_command::lab(args), lab_command::LAB_FAILED),
     };
     result.map_or_else(
         |error| {
             eprintln!("error: {error}");
-            ExitCode::from(FAILED)
+            ExitCode::from(failed)
         },
         ExitCode::from,
     )
