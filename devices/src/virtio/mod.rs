@@ -1,5 +1,7 @@
 //! Virtio: the rings that every device shares, the transport that drivers reach devices by, and the devices themselves.
 
 pub mod device;
+pub mod id;
 pub mod interrupt;
+pub mod options;
 pub mod virtq;
