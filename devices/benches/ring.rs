@@ -1,8 +1,10 @@
-//! What a descriptor chain costs the device side of a split ring: ours beside virtio-queue's, same ring, same process.
+//! What a descriptor chain costs the device side of a split ring: ours beside virtio-queue's, same
+//! ring, same process.
 //!
-//! `cargo bench -p devices --bench ring`. Chains of two descriptors, a request of 16 bytes and a buffer of 4096, are made available
-//! 64 at a time; a round takes them all, resolves their buffers to host memory, gives them back and decides on one interrupt. The
-//! figure is the median of many runs, in nanoseconds per chain, the driver's one store per round included.
+//! `cargo bench -p devices --bench ring`. Chains of two descriptors, a request of 16 bytes and a
+//! buffer of 4096, are made available 64 at a time; a round takes them all, resolves their buffers
+//! to host memory, gives them back and decides on one interrupt. The figure is the median of many
+//! runs, in nanoseconds per chain, the driver's one store per round included.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark, not an interface")]
 
 use std::hint::black_box;
@@ -109,7 +111,8 @@ fn ours_with_data(features: RingFeatures) -> f64 {
     })
 }
 
-/// virtio-queue as its users drive it. `resolve` also finds the host memory of each buffer, which ours always does.
+/// virtio-queue as its users drive it. `resolve` also finds the host memory of each buffer, which
+/// ours always does.
 fn theirs(event_idx: bool, resolve: bool) -> f64 {
     let mut ring = ring();
     let mut queue = Queue::new(QUEUE_SIZE).unwrap();

@@ -1,7 +1,8 @@
-//! Guest RAM as devices see it: the mapping itself, and the way from a guest-physical range to host memory.
+//! Guest RAM as devices see it: the mapping itself, and the way from a guest-physical range to host
+//! memory.
 //!
-//! A range that a guest names is checked here once, against the regions that really are RAM, and leaves as one or several
-//! [`HostSpan`]s. There is no arithmetic on guest addresses anywhere else.
+//! A range that a guest names is checked here once, against the regions that really are RAM, and
+//! leaves as one or several [`HostSpan`]s. There is no arithmetic on guest addresses anywhere else.
 
 #![forbid(unsafe_code)]
 
@@ -15,8 +16,8 @@ pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 
 /// A stretch of guest RAM that is contiguous in the host.
 ///
-/// It is an address and a length; reading or writing through it takes `unsafe`, and the right to do so lasts as long as the
-/// [`GuestMemory`] it came from.
+/// It is an address and a length; reading or writing through it takes `unsafe`, and the right to do
+/// so lasts as long as the [`GuestMemory`] it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostSpan {
     start: NonNull<u8>,
@@ -47,14 +48,17 @@ struct Region {
     start: u64,
     /// Bytes.
     len: u64,
-    /// Host address of the first byte, with its provenance exposed, so that the table may move between threads.
+    /// Host address of the first byte, with its provenance exposed, so that the table may move
+    /// between threads.
     host: usize,
 }
 
-/// The translation table of guest RAM, laid out for the data path: a flat list that is scanned from the front.
+/// The translation table of guest RAM, laid out for the data path: a flat list that is scanned from
+/// the front.
 ///
-/// A PC has two regions, below and above the PCI hole, so a scan is two comparisons; `vm-memory`'s own lookup costs several
-/// times as much per buffer. The table keeps the memory it describes alive.
+/// A PC has two regions, below and above the PCI hole, so a scan is two comparisons; `vm-memory`'s
+/// own lookup costs several times as much per buffer. The table keeps the memory it describes
+/// alive.
 #[derive(Clone, Debug)]
 pub struct MemoryMap {
     regions: Box<[Region]>,
@@ -62,7 +66,8 @@ pub struct MemoryMap {
 }
 
 impl MemoryMap {
-    /// Reads the regions of `memory` once. Regions that have no host mapping are left out, which makes them "not RAM".
+    /// Reads the regions of `memory` once. Regions that have no host mapping are left out, which
+    /// makes them "not RAM".
     pub fn new(memory: Arc<GuestMemory>) -> Self {
         let regions = memory
             .iter()
@@ -83,18 +88,20 @@ impl MemoryMap {
         &self.memory
     }
 
-    /// The host stretch behind `len` bytes at the guest-physical `address`, if all of them lie in one region.
+    /// The host stretch behind `len` bytes at the guest-physical `address`, if all of them lie in
+    /// one region.
     #[inline]
     pub fn contiguous(&self, address: u64, len: u64) -> Option<HostSpan> {
         let span = self.up_to(address, len)?;
         (span.len as u64 == len).then_some(span)
     }
 
-    /// Hands `len` bytes at the guest-physical `address` to `take`, split where one region ends and the next begins.
+    /// Hands `len` bytes at the guest-physical `address` to `take`, split where one region ends and
+    /// the next begins.
     ///
     /// # Errors
-    /// The first guest-physical address that is not RAM, or `address` itself when the range wraps around 64 bits. Spans in front
-    /// of that address have been handed out already.
+    /// The first guest-physical address that is not RAM, or `address` itself when the range wraps
+    /// around 64 bits. Spans in front of that address have been handed out already.
     pub fn spans(&self, address: u64, len: u64, mut take: impl FnMut(HostSpan)) -> Result<(), u64> {
         if address.checked_add(len).is_none() {
             return Err(address);
@@ -103,7 +110,8 @@ impl MemoryMap {
         while left > 0 {
             let span = self.up_to(address, left).ok_or(address)?;
             take(span);
-            // `up_to` returns at least one byte and at most `left`, so both stay in range and the loop ends.
+            // `up_to` returns at least one byte and at most `left`, so both stay in range and the
+            // loop ends.
             address = address.wrapping_add(span.len as u64);
             left = left.saturating_sub(span.len as u64);
         }

@@ -1,7 +1,7 @@
 //! Reading and writing the buffers of a chain.
 //!
-//! Both cursors only ever go forward, so a byte that the guest may change is read once. The driver owns the memory all the while;
-//! copies are volatile, as `vm-memory` makes them.
+//! Both cursors only ever go forward, so a byte that the guest may change is read once. The driver
+//! owns the memory all the while; copies are volatile, as `vm-memory` makes them.
 
 use std::io;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::memory::{GuestMemory, HostSpan};
 #[repr(transparent)]
 pub(super) struct Segment(libc::iovec);
 
-// SAFETY: a segment is an address and a length. Guest RAM is shared with the guest's processors anyway; all accesses are volatile or
-// made by the kernel.
+// SAFETY: a segment is an address and a length. Guest RAM is shared with the guest's processors
+// anyway; all accesses are volatile or made by the kernel.
 unsafe impl Send for Segment {}
 // SAFETY: as above; a shared segment gives away nothing but the address.
 unsafe impl Sync for Segment {}
@@ -53,7 +53,8 @@ impl Segment {
     }
 }
 
-/// A place in a list of segments. The list was made by `ChainBuffer` from checked spans of `memory`.
+/// A place in a list of segments. The list was made by `ChainBuffer` from checked spans of
+/// `memory`.
 #[derive(Clone, Debug)]
 struct Cursor<'a> {
     memory: &'a Arc<GuestMemory>,
@@ -93,8 +94,8 @@ impl<'a> Cursor<'a> {
     fn advance_slices(&mut self, len: usize, mut take: impl FnMut(VolatileSlice<'a>)) -> usize {
         self.advance(len, |piece| {
             let piece = piece.as_iovec();
-            // SAFETY: the piece lies in a segment, which is a checked span of guest RAM; `memory` keeps it mapped for 'a. Others
-            // use it as volatile or by way of the kernel.
+            // SAFETY: the piece lies in a segment, which is a checked span of guest RAM; `memory`
+            // keeps it mapped for 'a. Others use it as volatile or by way of the kernel.
             take(unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) });
         })
     }
@@ -204,7 +205,8 @@ impl<'a> Reader<'a> {
         self.0.gather(len, into)
     }
 
-    /// Hands out the next `len` bytes (or what is left) piece by piece, uncopied. Returns how many bytes that were.
+    /// Hands out the next `len` bytes (or what is left) piece by piece, uncopied. Returns how many
+    /// bytes that were.
     pub fn for_each_slice(&mut self, len: usize, take: impl FnMut(VolatileSlice<'a>)) -> usize {
         self.0.advance_slices(len, take)
     }
@@ -241,7 +243,8 @@ impl<'a> Writer<'a> {
         self.cursor.remaining
     }
 
-    /// Bytes that this writer has gone over, by writing or by [`Self::skip`]; what [`Virtq::push`](super::Virtq::push) wants to know.
+    /// Bytes that this writer has gone over, by writing or by [`Self::skip`]; what
+    /// [`Virtq::push`](super::Virtq::push) wants to know.
     pub fn written(&self) -> u32 {
         u32::try_from(self.written).unwrap_or(u32::MAX)
     }
@@ -283,16 +286,17 @@ impl<'a> Writer<'a> {
         self.cursor.need(len)?;
         let zeroed = self.cursor.advance(len, |piece| {
             let piece = piece.as_iovec();
-            // SAFETY: the piece lies in a checked span of guest RAM that `memory` keeps mapped. The driver gave it to us to write; it
-            // may look at it meanwhile, and sees zeroes or what was there.
+            // SAFETY: the piece lies in a checked span of guest RAM that `memory` keeps mapped. The
+            // driver gave it to us to write; it may look at it meanwhile, and sees zeroes or what
+            // was there.
             unsafe { std::ptr::write_bytes(piece.iov_base.cast::<u8>(), 0, piece.iov_len) };
         });
         self.written += zeroed;
         Ok(())
     }
 
-    /// Fills at most `max` bytes from `source`, through a small buffer on the stack. Returns how many; fewer than asked for mean that
-    /// the source or the room has come to its end.
+    /// Fills at most `max` bytes from `source`, through a small buffer on the stack. Returns how
+    /// many; fewer than asked for mean that the source or the room has come to its end.
     ///
     /// # Errors
     /// Those of the source. What was read before has been written and is counted.
@@ -312,7 +316,8 @@ impl<'a> Writer<'a> {
         Ok(filled)
     }
 
-    /// Goes over `len` bytes that were written by other means, such as a system call on [`Self::gather`]ed buffers.
+    /// Goes over `len` bytes that were written by other means, such as a system call on
+    /// [`Self::gather`]ed buffers.
     ///
     /// # Errors
     /// [`GuestFault::BufferTooShort`]; the place is unchanged then.
@@ -322,7 +327,8 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Keeps the next `len` bytes in this writer and returns one, with a count of its own, for the bytes behind them.
+    /// Keeps the next `len` bytes in this writer and returns one, with a count of its own, for the
+    /// bytes behind them.
     ///
     /// # Errors
     /// [`GuestFault::BufferTooShort`]; the writer is unchanged then.
@@ -331,8 +337,8 @@ impl<'a> Writer<'a> {
         Ok(Self { cursor, written: 0 })
     }
 
-    /// Adds the next `len` bytes to `into`, for a system call that writes them where they are. They do not count as written: only the
-    /// result of the call tells.
+    /// Adds the next `len` bytes to `into`, for a system call that writes them where they are. They
+    /// do not count as written: only the result of the call tells.
     ///
     /// # Errors
     /// [`GuestFault::BufferTooShort`]; nothing was added then.
@@ -340,8 +346,8 @@ impl<'a> Writer<'a> {
         self.cursor.gather(len, into)
     }
 
-    /// Hands out the next `len` bytes (or what is left) piece by piece, to be written in place. They count as written. Returns how
-    /// many bytes that were.
+    /// Hands out the next `len` bytes (or what is left) piece by piece, to be written in place.
+    /// They count as written. Returns how many bytes that were.
     pub fn for_each_slice(&mut self, len: usize, take: impl FnMut(VolatileSlice<'a>)) -> usize {
         let len = self.cursor.advance_slices(len, take);
         self.written += len;

@@ -13,26 +13,30 @@ use crate::memory::{GuestMemory, MemoryMap};
 
 /// The most descriptors that a chain with an indirect table may have if its queue is smaller.
 ///
-/// The specification ends at the queue size (2.7.5.3.1), but drivers exceed it and QEMU takes up to VIRTQUEUE_MAX_SIZE, so that is
-/// what works in the field. [`Chain::exceeds_queue_size`] tells.
+/// The specification ends at the queue size (2.7.5.3.1), but drivers exceed it and QEMU takes up to
+/// VIRTQUEUE_MAX_SIZE, so that is what works in the field. [`Chain::exceeds_queue_size`] tells.
 pub const CHAIN_LIMIT: u16 = 1024;
 
 /// The most bytes in one chain (virtio 1.3, 2.7.5.2).
 const CHAIN_BYTES: u64 = 1 << 32;
 
-/// Segments that an idle buffer keeps room for; a larger one is shrunk, so that a burst of huge chains is not paid for forever.
+/// Segments that an idle buffer keeps room for; a larger one is shrunk, so that a burst of huge
+/// chains is not paid for forever.
 const KEPT_SEGMENTS: usize = 512;
 
-/// A request of the driver: buffers to read from, then buffers to write into, all of them checked to be guest RAM.
+/// A request of the driver: buffers to read from, then buffers to write into, all of them checked
+/// to be guest RAM.
 ///
-/// A chain may stay out for as long as the I/O takes and travel between threads; it keeps the memory mapped. It goes back to
-/// the [`Virtq`](super::Virtq) it came from with [`push`](super::Virtq::push). Dropping it instead loses the head until the queue is
-/// reset, which is right only when the queue is gone.
+/// A chain may stay out for as long as the I/O takes and travel between threads; it keeps the
+/// memory mapped. It goes back to the [`Virtq`](super::Virtq) it came from with
+/// [`push`](super::Virtq::push). Dropping it instead loses the head until the queue is reset, which
+/// is right only when the queue is gone.
 #[derive(Debug)]
 #[must_use = "a chain that is dropped never comes back to the driver"]
 pub struct Chain(Box<ChainBuffer>);
 
-/// The storage of a chain. The queue keeps a pool of them: a chain costs no allocation and no reference count once the pool is warm.
+/// The storage of a chain. The queue keeps a pool of them: a chain costs no allocation and no
+/// reference count once the pool is warm.
 #[derive(Debug)]
 pub(super) struct ChainBuffer {
     memory: Arc<GuestMemory>,
@@ -71,7 +75,8 @@ impl Chain {
         &self.0
     }
 
-    /// The index of the first descriptor: the name of the chain in traces. Unique among the chains in flight of a queue.
+    /// The index of the first descriptor: the name of the chain in traces. Unique among the chains
+    /// in flight of a queue.
     pub fn head(&self) -> u16 {
         self.0.head
     }
@@ -129,12 +134,13 @@ impl ChainBuffer {
         }
     }
 
-    /// Walks the chain that begins at `head` and keeps its buffers. The buffer is empty before; after an error its content is
-    /// meaningless.
+    /// Walks the chain that begins at `head` and keeps its buffers. The buffer is empty before;
+    /// after an error its content is meaningless.
     ///
     /// # Errors
-    /// The first rule that the chain breaks, always of [`Severity::Chain`](super::Severity::Chain). The work done for it is bounded:
-    /// each table is read at most once per entry, and at most [`CHAIN_LIMIT`] entries or the queue size in all.
+    /// The first rule that the chain breaks, always of [`Severity::Chain`](super::Severity::Chain).
+    /// The work done for it is bounded: each table is read at most once per entry, and at most
+    /// [`CHAIN_LIMIT`] entries or the queue size in all.
     #[inline]
     pub(super) fn walk(
         &mut self,

@@ -1,4 +1,5 @@
-//! The geometry of a virtqueue: what a driver may write before the queue starts, and what makes it valid.
+//! The geometry of a virtqueue: what a driver may write before the queue starts, and what makes it
+//! valid.
 
 #![forbid(unsafe_code)]
 
@@ -43,7 +44,8 @@ impl RingPart {
         }
     }
 
-    /// Length in bytes for a queue of `size` descriptors, the event index included (virtio 1.3, 2.7).
+    /// Length in bytes for a queue of `size` descriptors, the event index included (virtio 1.3,
+    /// 2.7).
     pub fn bytes(self, size: u16) -> u64 {
         let size = u64::from(size);
         match self {
@@ -70,7 +72,8 @@ pub enum Layout {
     /// Three areas: descriptors, available ring, used ring (virtio 1.3, 2.7).
     #[default]
     Split,
-    /// One area of descriptors that both sides write (virtio 1.3, 2.8). Its place; no device offers it yet.
+    /// One area of descriptors that both sides write (virtio 1.3, 2.8). Its place; no device offers
+    /// it yet.
     Packed,
 }
 
@@ -83,7 +86,8 @@ pub struct RingFeatures {
     pub event_idx: bool,
     /// VIRTIO_F_INDIRECT_DESC (bit 28): a descriptor may name a table of descriptors.
     pub indirect: bool,
-    /// VIRTIO_F_NOTIFY_ON_EMPTY (bit 24, legacy): interrupt when the ring runs empty even if interrupts are suppressed.
+    /// VIRTIO_F_NOTIFY_ON_EMPTY (bit 24, legacy): interrupt when the ring runs empty even if
+    /// interrupts are suppressed.
     pub notify_on_empty: bool,
 }
 
@@ -104,8 +108,8 @@ impl RingFeatures {
     }
 }
 
-/// What the driver may write about one queue, kept as it was written. Nothing runs on it: [`Virtq`](super::Virtq) is made from it
-/// once, when the queue starts.
+/// What the driver may write about one queue, kept as it was written. Nothing runs on it:
+/// [`Virtq`](super::Virtq) is made from it once, when the queue starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueConfig {
     /// The size that the device offers.
@@ -143,8 +147,9 @@ impl QueueConfig {
         *self = Self::new(self.max_size);
     }
 
-    /// Lays the ring out as a legacy driver has it: descriptors at page `pfn`, the available ring behind them, the used ring at the
-    /// next multiple of 4096 (virtio 1.3, 2.7.2). PFN 0 takes the addresses away.
+    /// Lays the ring out as a legacy driver has it: descriptors at page `pfn`, the available ring
+    /// behind them, the used ring at the next multiple of 4096 (virtio 1.3, 2.7.2). PFN 0 takes the
+    /// addresses away.
     pub fn set_legacy_pfn(&mut self, pfn: u32) {
         if pfn == 0 {
             (self.descriptors, self.available, self.used) = (0, 0, 0);
@@ -171,8 +176,8 @@ impl QueueConfig {
         }
     }
 
-    /// Checks size and addresses, as far as that is possible without guest memory. Parts may overlap: a driver that does so harms
-    /// itself only.
+    /// Checks size and addresses, as far as that is possible without guest memory. Parts may
+    /// overlap: a driver that does so harms itself only.
     ///
     /// # Errors
     /// The first rule that is broken, always of [`Severity::Ring`](super::Severity::Ring).
@@ -194,7 +199,8 @@ impl QueueConfig {
 /// Checks a queue size that a driver writes against what the device offers.
 ///
 /// # Errors
-/// [`GuestFault::QueueSizeInvalid`] for 0 and everything that is no power of two, [`GuestFault::QueueSizeAboveMax`].
+/// [`GuestFault::QueueSizeInvalid`] for 0 and everything that is no power of two,
+/// [`GuestFault::QueueSizeAboveMax`].
 pub fn check_size(size: u16, max: u16) -> Result<(), GuestFault> {
     if !size.is_power_of_two() {
         return Err(GuestFault::QueueSizeInvalid { size });

@@ -122,7 +122,8 @@ pub enum GuestFault {
         /// Head of the chain.
         head: u16,
     },
-    /// A buffer has at least one byte. The specification is silent; QEMU refuses ("zero sized buffers are not allowed").
+    /// A buffer has at least one byte. The specification is silent; QEMU refuses ("zero sized
+    /// buffers are not allowed").
     #[error("chain {head}: a buffer of length 0")]
     BufferEmpty {
         /// Head of the chain.
@@ -187,12 +188,14 @@ pub enum GuestFault {
 }
 
 impl GuestFault {
-    /// The number of the rule that was broken, `V-QUEUE-nn` (geometry) or `V-RING-nn` (rings and chains). Numbers never change.
+    /// The number of the rule that was broken, `V-QUEUE-nn` (geometry) or `V-RING-nn` (rings and
+    /// chains). Numbers never change.
     pub fn rule(&self) -> &'static str {
         self.facts().0
     }
 
-    /// The clause of virtio 1.3 that says so, or the source of the rule where the specification is silent.
+    /// The clause of virtio 1.3 that says so, or the source of the rule where the specification is
+    /// silent.
     pub fn clause(&self) -> &'static str {
         self.facts().1
     }

@@ -7,20 +7,21 @@ use std::sync::Arc;
 use super::buffer::Segment;
 use crate::memory::GuestMemory;
 
-/// The most entries that one system call takes (UIO_MAXIOV in Linux's include/uapi/linux/uio.h). Longer lists are transferred in
-/// part, like any other short read or write.
+/// The most entries that one system call takes (UIO_MAXIOV in Linux's include/uapi/linux/uio.h).
+/// Longer lists are transferred in part, like any other short read or write.
 const UIO_MAXIOV: usize = 1024;
 
 /// Buffers of one or more chains, to be read or written by the kernel where they are.
 ///
-/// It keeps guest RAM mapped, so it may outlive the chains it was gathered from; whether the driver still expects the I/O is another
-/// question, which is why a device holds on to the [`Chain`](super::Chain). The list is meant to be [`clear`](Self::clear)ed and used
-/// again.
+/// It keeps guest RAM mapped, so it may outlive the chains it was gathered from; whether the driver
+/// still expects the I/O is another question, which is why a device holds on to the
+/// [`Chain`](super::Chain). The list is meant to be [`clear`](Self::clear)ed and used again.
 #[derive(Clone, Debug, Default)]
 pub struct GuestIoVec {
     entries: Vec<Segment>,
     bytes: usize,
-    /// What the entries point into: one, but for chains of queues that were started on different memory.
+    /// What the entries point into: one, but for chains of queues that were started on different
+    /// memory.
     memories: Vec<Arc<GuestMemory>>,
 }
 
@@ -40,8 +41,9 @@ impl GuestIoVec {
         self.bytes == 0
     }
 
-    /// The entries. They stay where they are until the list is changed, which is what io_uring wants to be sure of; the memory
-    /// behind them is mapped for as long as the list lives and is not cleared.
+    /// The entries. They stay where they are until the list is changed, which is what io_uring
+    /// wants to be sure of; the memory behind them is mapped for as long as the list lives and is
+    /// not cleared.
     pub fn as_iovecs(&self) -> &[libc::iovec] {
         // SAFETY: `Segment` is a transparent `iovec`.
         unsafe { std::slice::from_raw_parts(self.entries.as_ptr().cast(), self.entries.len()) }
@@ -73,7 +75,8 @@ impl GuestIoVec {
         }
     }
 
-    /// Reads from `fd` at byte `offset` into the buffers (preadv). Returns the bytes read, which may be fewer than asked for.
+    /// Reads from `fd` at byte `offset` into the buffers (preadv). Returns the bytes read, which
+    /// may be fewer than asked for.
     ///
     /// # Errors
     /// Those of the system call.
@@ -83,7 +86,8 @@ impl GuestIoVec {
         count(unsafe { libc::preadv(fd.as_raw_fd(), self.as_iovecs().as_ptr(), self.call_entries(), offset) })
     }
 
-    /// Writes the buffers to `fd` at byte `offset` (pwritev). Returns the bytes written, which may be fewer than asked for.
+    /// Writes the buffers to `fd` at byte `offset` (pwritev). Returns the bytes written, which may
+    /// be fewer than asked for.
     ///
     /// # Errors
     /// Those of the system call.

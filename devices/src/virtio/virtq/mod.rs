@@ -3,16 +3,19 @@
 //! Each step of trust has its type:
 //!
 //! - [`QueueConfig`] is what the driver may write: sizes and addresses, unchecked.
-//! - [`Virtq`] is made from it once, when the queue starts, with checked host pointers and a frozen size. Nothing that the driver
-//!   writes later changes its geometry.
-//! - [`Chain`] is a descriptor chain that was walked once and found good in every respect. A device reads requests from its
-//!   [`Reader`] and answers into its [`Writer`], and never sees a descriptor.
+//! - [`Virtq`] is made from it once, when the queue starts, with checked host pointers and a frozen
+//!   size. Nothing that the driver writes later changes its geometry.
+//! - [`Chain`] is a descriptor chain that was walked once and found good in every respect. A device
+//!   reads requests from its [`Reader`] and answers into its [`Writer`], and never sees a
+//!   descriptor.
 //! - [`GuestFault`] is a rule that the driver broke, with its number and its clause.
 //!
-//! Values in guest memory are read exactly once. What the queue needs to know about its own past (how far it has taken entries,
-//! which heads are in flight) it keeps to itself and never reads back from the guest.
+//! Values in guest memory are read exactly once. What the queue needs to know about its own past
+//! (how far it has taken entries, which heads are in flight) it keeps to itself and never reads
+//! back from the guest.
 //!
-//! `unsafe` in this crate lives in this folder: in `ring` (indices and descriptors), `buffer` (data) and `iovec` (system calls).
+//! `unsafe` in this crate lives in this folder: in `ring` (indices and descriptors), `buffer`
+//! (data) and `iovec` (system calls).
 
 mod buffer;
 mod chain;

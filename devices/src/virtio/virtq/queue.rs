@@ -14,7 +14,8 @@ use super::fault::{GuestFault, Severity};
 use super::ring::SplitRing;
 use crate::memory::{GuestMemory, MemoryMap};
 
-/// How far a queue has come: all that is needed to go on where it was stopped. The default is that of a fresh queue.
+/// How far a queue has come: all that is needed to go on where it was stopped. The default is that
+/// of a fresh queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueState {
     /// Free-running index of the next entry to take from the available ring.
@@ -27,8 +28,9 @@ pub struct QueueState {
 
 /// A split virtqueue whose geometry was checked and cannot change any more.
 ///
-/// The device takes chains with [`pop`](Self::pop), gives them back in any order with [`push`](Self::push), and shows the driver what it
-/// gave back with one [`publish`](Self::publish) for the whole batch. A serving loop is
+/// The device takes chains with [`pop`](Self::pop), gives them back in any order with
+/// [`push`](Self::push), and shows the driver what it gave back with one [`publish`](Self::publish)
+/// for the whole batch. A serving loop is
 ///
 /// ```
 /// # use devices::virtio::virtq::{GuestFault, Virtq};
@@ -53,14 +55,15 @@ pub struct QueueState {
 /// # }
 /// ```
 ///
-/// and ends whatever the guest does: a malformed ring is reported once and then looks empty, and no more chains than the queue has
-/// descriptors come out between two publications.
+/// and ends whatever the guest does: a malformed ring is reported once and then looks empty, and no
+/// more chains than the queue has descriptors come out between two publications.
 #[derive(Debug)]
 pub struct Virtq {
     ring: SplitRing,
     memory: MemoryMap,
     features: RingFeatures,
-    /// Tells the chains of this run from those of any other queue, and of this one before its last reset.
+    /// Tells the chains of this run from those of any other queue, and of this one before its last
+    /// reset.
     id: u64,
     next_avail: u16,
     /// `avail.idx` as last read; entries up to here are known to be there.
@@ -71,8 +74,9 @@ pub struct Virtq {
     /// Chains popped whose used entry is not published yet. At most the queue size.
     outstanding: u16,
     in_flight: Heads,
-    /// Whether an interrupt was decided on since the start. As in QEMU, the first publication always interrupts: what the driver
-    /// saw before the queue was stopped and started again is not known.
+    /// Whether an interrupt was decided on since the start. As in QEMU, the first publication
+    /// always interrupts: what the driver saw before the queue was stopped and started again is not
+    /// known.
     signalled: bool,
     broken: bool,
     /// Buffers of chains that came back.
@@ -81,10 +85,12 @@ pub struct Virtq {
 }
 
 impl Virtq {
-    /// Starts a queue on the geometry that `config` has now, from `state` on. The queue keeps `memory` mapped.
+    /// Starts a queue on the geometry that `config` has now, from `state` on. The queue keeps
+    /// `memory` mapped.
     ///
     /// # Errors
-    /// The first rule that the geometry breaks. Whether the driver enabled the queue is the caller's to ask.
+    /// The first rule that the geometry breaks. Whether the driver enabled the queue is the
+    /// caller's to ask.
     pub fn new(
         memory: Arc<GuestMemory>,
         config: &QueueConfig,
@@ -116,10 +122,12 @@ impl Virtq {
         })
     }
 
-    /// Ends the run: for a reset of the device or of the queue (RING_RESET), for a pause, for a snapshot.
+    /// Ends the run: for a reset of the device or of the queue (RING_RESET), for a pause, for a
+    /// snapshot.
     ///
-    /// A device drains its I/O, pushes and publishes first, if the queue is to go on later; chains that are still out, and used
-    /// entries that are not published, are lost to the driver. Such chains may be dropped later: they keep their memory.
+    /// A device drains its I/O, pushes and publishes first, if the queue is to go on later; chains
+    /// that are still out, and used entries that are not published, are lost to the driver. Such
+    /// chains may be dropped later: they keep their memory.
     pub fn stop(self) -> QueueState {
         self.state()
     }
@@ -138,7 +146,8 @@ impl Virtq {
         self.ring.size()
     }
 
-    /// Whether the ring was found malformed. It takes and gives nothing until a new queue is made after a reset.
+    /// Whether the ring was found malformed. It takes and gives nothing until a new queue is made
+    /// after a reset.
     pub fn is_broken(&self) -> bool {
         self.broken
     }
@@ -151,9 +160,10 @@ impl Virtq {
     /// Takes the next chain that the driver made available.
     ///
     /// # Errors
-    /// A rule that the driver broke, to be reported. The policy is carried out already: of a fault of [`Severity::Chain`] the chain is
-    /// staged as used with length 0 and the next call goes on behind it; after one of [`Severity::Ring`] the queue is broken and
-    /// every later call returns `None`.
+    /// A rule that the driver broke, to be reported. The policy is carried out already: of a fault
+    /// of [`Severity::Chain`] the chain is staged as used with length 0 and the next call goes on
+    /// behind it; after one of [`Severity::Ring`] the queue is broken and every later call returns
+    /// `None`.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Chain>, GuestFault> {
         if self.next_avail == self.seen_avail && !self.look_for_more()? {
@@ -177,9 +187,11 @@ impl Virtq {
         }
     }
 
-    /// Takes back the chain that was popped last, so that the next [`pop`](Self::pop) reads it anew.
+    /// Takes back the chain that was popped last, so that the next [`pop`](Self::pop) reads it
+    /// anew.
     ///
-    /// For a device that finds it cannot use the chain yet. A chain that was not the last, or is not of this run, is only dropped.
+    /// For a device that finds it cannot use the chain yet. A chain that was not the last, or is
+    /// not of this run, is only dropped.
     pub fn unpop(&mut self, chain: Chain) {
         let mut buffer = chain.into_buffer();
         if !self.owns(&buffer) || buffer.position != self.next_avail.wrapping_sub(1) {
@@ -192,24 +204,27 @@ impl Virtq {
         self.pool.push(buffer);
     }
 
-    /// Stages `chain` as used: the device has written `written` bytes from the beginning of the writable part. The driver sees it
-    /// after the next [`publish`](Self::publish).
+    /// Stages `chain` as used: the device has written `written` bytes from the beginning of the
+    /// writable part. The driver sees it after the next [`publish`](Self::publish).
     ///
-    /// A chain of another queue, or of this one before a reset, is only dropped: its driver no longer waits for it.
+    /// A chain of another queue, or of this one before a reset, is only dropped: its driver no
+    /// longer waits for it.
     #[inline]
     pub fn push(&mut self, chain: Chain, written: u32) {
         let buffer = chain.into_buffer();
         if !self.owns(&buffer) {
             return;
         }
-        // More than there was room for can only be a mistake of the device, and drivers have trusted this number with their lives.
+        // More than there was room for can only be a mistake of the device, and drivers have
+        // trusted this number with their lives.
         let room = u32::try_from(buffer.writable_bytes()).unwrap_or(u32::MAX);
         self.give_back(buffer, written.min(room));
     }
 
     /// Shows the driver all staged chains at once. Returns whether it wants an interrupt for them.
     ///
-    /// The decision belongs to exactly these chains; a caller that does not act on it leaves the driver waiting.
+    /// The decision belongs to exactly these chains; a caller that does not act on it leaves the
+    /// driver waiting.
     #[must_use = "the driver may be waiting for an interrupt"]
     #[inline]
     pub fn publish(&mut self) -> bool {
@@ -221,28 +236,33 @@ impl Virtq {
         self.published = new;
         // Release: a driver that sees the index sees the entries and the data too.
         self.ring.publish_used(new);
-        // The driver, going to sleep, writes used_event or flags and then reads used.idx once more. We write used.idx and then read
-        // used_event or flags. Only with a full barrier between the two steps on both sides at least one of us sees the other
-        // (virtio 1.3, 2.7.7.2); x86 moves a load ahead of an earlier store otherwise.
+        // The driver, going to sleep, writes used_event or flags and then reads used.idx once more.
+        // We write used.idx and then read used_event or flags. Only with a full barrier between the
+        // two steps on both sides at least one of us sees the other (virtio 1.3, 2.7.7.2); x86
+        // moves a load ahead of an earlier store otherwise.
         fence(Ordering::SeqCst);
         self.wants_interrupt(old, new)
     }
 
-    /// Whether the driver has made chains available that were not taken yet. Never for a broken queue.
+    /// Whether the driver has made chains available that were not taken yet. Never for a broken
+    /// queue.
     pub fn has_available(&self) -> bool {
         !self.broken && (self.seen_avail != self.next_avail || self.ring.avail_index() != self.next_avail)
     }
 
-    /// Asks the driver not to kick while the queue is being served anyway. A hint: kicks may still come.
+    /// Asks the driver not to kick while the queue is being served anyway. A hint: kicks may still
+    /// come.
     pub fn disable_notify(&mut self) {
-        // With event indices there is nothing to do: a driver kicks when it passes the index written last, and that one is behind.
+        // With event indices there is nothing to do: a driver kicks when it passes the index
+        // written last, and that one is behind.
         if !self.features.event_idx && !self.broken {
             self.ring.set_used_flags(VRING_USED_F_NO_NOTIFY as u16);
         }
     }
 
-    /// Asks the driver to kick for the next chain. Returns whether chains have come in meanwhile: then no kick may come for them, and the
-    /// caller goes on serving instead of sleeping. Never for a broken queue.
+    /// Asks the driver to kick for the next chain. Returns whether chains have come in meanwhile:
+    /// then no kick may come for them, and the caller goes on serving instead of sleeping. Never
+    /// for a broken queue.
     #[must_use = "chains that came in meanwhile may never be kicked for"]
     pub fn enable_notify(&mut self) -> bool {
         if self.broken {
@@ -253,8 +273,9 @@ impl Virtq {
         } else {
             self.ring.set_used_flags(0);
         }
-        // The mirror of `publish`: the driver moves avail.idx, has a full barrier, and reads avail_event or flags; we write those, have
-        // ours, and read avail.idx again (virtio 1.3, 2.7.10.2).
+        // The mirror of `publish`: the driver moves avail.idx, has a full barrier, and reads
+        // avail_event or flags; we write those, have ours, and read avail.idx again (virtio 1.3,
+        // 2.7.10.2).
         fence(Ordering::SeqCst);
         self.ring.avail_index() != self.next_avail
     }
@@ -324,7 +345,8 @@ impl Virtq {
             return true;
         }
         if self.features.event_idx {
-            // Whether used_event is among the indices old..new just passed, in arithmetic modulo 2^16 (virtio 1.3, 2.7.7.2).
+            // Whether used_event is among the indices old..new just passed, in arithmetic modulo
+            // 2^16 (virtio 1.3, 2.7.7.2).
             let event = self.ring.used_event();
             let passed = new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old);
             return first || passed;

@@ -1,7 +1,8 @@
 //! The three areas of a split ring in host memory, and every access to them.
 //!
-//! The guest may write any byte here at any time. Each accessor reads its field once, with one atomic access of the field's own
-//! width, and hands the value on by copy. Offsets are computed from the frozen size alone.
+//! The guest may write any byte here at any time. Each accessor reads its field once, with one
+//! atomic access of the field's own width, and hands the value on by copy. Offsets are computed
+//! from the frozen size alone.
 
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -63,8 +64,8 @@ pub(super) struct SplitRing {
     size: u16,
 }
 
-// SAFETY: the pointers name guest RAM, which is mapped for as long as the owner of the ring keeps the `MemoryMap` alive, from
-// whichever thread; all accesses are atomic.
+// SAFETY: the pointers name guest RAM, which is mapped for as long as the owner of the ring keeps
+// the `MemoryMap` alive, from whichever thread; all accesses are atomic.
 unsafe impl Send for SplitRing {}
 
 impl SplitRing {
@@ -77,8 +78,8 @@ impl SplitRing {
             let span = memory
                 .contiguous(address, len)
                 .ok_or(GuestFault::RingOutsideRam { part, address, len })?;
-            // Regions of RAM are page-aligned in guest and host, so this follows from the guest address; if one ever is not, the
-            // accesses below must not be reached.
+            // Regions of RAM are page-aligned in guest and host, so this follows from the guest
+            // address; if one ever is not, the accesses below must not be reached.
             if span.as_ptr().addr().is_multiple_of(part.alignment() as usize) {
                 Ok(span.as_ptr())
             } else {
@@ -98,7 +99,8 @@ impl SplitRing {
         self.size
     }
 
-    /// `avail.idx`. Acquire: the entries and descriptors that the driver wrote before it moved the index are seen by later reads.
+    /// `avail.idx`. Acquire: the entries and descriptors that the driver wrote before it moved the
+    /// index are seen by later reads.
     #[inline]
     pub(super) fn avail_index(&self) -> u16 {
         // SAFETY: `available` is valid and 2-aligned for 6 + 2 * size bytes (`map`).
@@ -118,12 +120,14 @@ impl SplitRing {
     #[inline]
     pub(super) fn avail_entry(&self, position: u16) -> u16 {
         let offset = ENTRIES_OFFSET + AVAIL_ENTRY_SIZE * self.slot(position);
-        // SAFETY: `slot` is below `size`, so the entry is inside the available ring; see `avail_index`.
+        // SAFETY: `slot` is below `size`, so the entry is inside the available ring; see
+        // `avail_index`.
         let entry = unsafe { AtomicU16::from_ptr(self.available.add(offset).cast()) };
         u16::from_le(entry.load(Ordering::Relaxed))
     }
 
-    /// `avail.used_event`, behind the entries: the used index at which the driver wants an interrupt.
+    /// `avail.used_event`, behind the entries: the used index at which the driver wants an
+    /// interrupt.
     #[inline]
     pub(super) fn used_event(&self) -> u16 {
         let offset = ENTRIES_OFFSET + AVAIL_ENTRY_SIZE * usize::from(self.size);
@@ -138,7 +142,8 @@ impl SplitRing {
         if index >= self.size {
             return None;
         }
-        // SAFETY: `descriptors` is valid and 16-aligned for 16 * size bytes (`map`), and `index` is below `size`.
+        // SAFETY: `descriptors` is valid and 16-aligned for 16 * size bytes (`map`), and `index` is
+        // below `size`.
         unsafe {
             let halves = self.descriptors.cast::<u64>().add(2 * usize::from(index));
             let low = AtomicU64::from_ptr(halves).load(Ordering::Relaxed);
@@ -147,11 +152,13 @@ impl SplitRing {
         }
     }
 
-    /// Writes the used entry for the free-running `position`; the driver does not look at it before [`Self::publish_used`].
+    /// Writes the used entry for the free-running `position`; the driver does not look at it before
+    /// [`Self::publish_used`].
     #[inline]
     pub(super) fn write_used(&self, position: u16, head: u16, len: u32) {
         let offset = ENTRIES_OFFSET + USED_ENTRY_SIZE * self.slot(position);
-        // SAFETY: `used` is valid and 4-aligned for 6 + 8 * size bytes (`map`), and `slot` is below `size`.
+        // SAFETY: `used` is valid and 4-aligned for 6 + 8 * size bytes (`map`), and `slot` is below
+        // `size`.
         unsafe {
             let entry = self.used.add(offset).cast::<u32>();
             AtomicU32::from_ptr(entry).store(u32::from(head).to_le(), Ordering::Relaxed);
@@ -159,7 +166,8 @@ impl SplitRing {
         }
     }
 
-    /// Moves `used.idx`. Release: a driver that sees the index also sees the entries and all data written before.
+    /// Moves `used.idx`. Release: a driver that sees the index also sees the entries and all data
+    /// written before.
     #[inline]
     pub(super) fn publish_used(&self, index: u16) {
         // SAFETY: as in `write_used`; the field is 2-aligned.
@@ -175,7 +183,8 @@ impl SplitRing {
         target.store(flags.to_le(), Ordering::Relaxed);
     }
 
-    /// Writes `used.avail_event`, behind the entries: the available index at which the device wants a kick.
+    /// Writes `used.avail_event`, behind the entries: the available index at which the device wants
+    /// a kick.
     #[inline]
     pub(super) fn set_avail_event(&self, index: u16) {
         let offset = ENTRIES_OFFSET + USED_ENTRY_SIZE * usize::from(self.size);
@@ -230,8 +239,8 @@ impl<'a> IndirectTable<'a> {
         let entry = span.as_ptr().wrapping_add(offset);
         let mut halves = [0u64; 2];
         if entry.addr().is_multiple_of(align_of::<u64>()) {
-            // SAFETY: `index` is below the number of entries, so the 16 bytes are inside `span`, which is mapped for as long as
-            // `memory` lives; the alignment was checked.
+            // SAFETY: `index` is below the number of entries, so the 16 bytes are inside `span`,
+            // which is mapped for as long as `memory` lives; the alignment was checked.
             unsafe {
                 let entry = entry.cast::<u64>();
                 halves[0] = AtomicU64::from_ptr(entry).load(Ordering::Relaxed);
@@ -254,7 +263,8 @@ impl<'a> IndirectTable<'a> {
         let address = self.address.checked_add(offset as u64)?;
         let gathered = self.memory.spans(address, DESCRIPTOR_SIZE.into(), |span| {
             if let Some(piece) = bytes.get_mut(filled..filled + span.len()) {
-                // SAFETY: `piece` is as long as `span`, which is mapped for as long as `memory` lives.
+                // SAFETY: `piece` is as long as `span`, which is mapped for as long as `memory`
+                // lives.
                 unsafe { read_bytes(span.as_ptr(), piece) };
                 filled += span.len();
             }

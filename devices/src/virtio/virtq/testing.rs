@@ -115,7 +115,8 @@ impl DriverRing {
         Self::on(memory, config)
     }
 
-    /// A ring as a modern driver may have it: the three parts close together from `base` on, which is a multiple of 16.
+    /// A ring as a modern driver may have it: the three parts close together from `base` on, which
+    /// is a multiple of 16.
     pub fn modern(memory: Arc<GuestMemory>, base: u64, size: u16) -> Self {
         let mut config = QueueConfig::new(size);
         config.descriptors = base;
@@ -161,7 +162,8 @@ impl DriverRing {
         self.store(self.config.used + 2, used_index);
     }
 
-    /// Builds a chain of `buffers` from free descriptors and makes it available. `None` when the table is full.
+    /// Builds a chain of `buffers` from free descriptors and makes it available. `None` when the
+    /// table is full.
     pub fn post(&mut self, buffers: &[Buffer]) -> Option<u16> {
         if buffers.is_empty() || self.free.len() < buffers.len() {
             return None;
@@ -177,8 +179,8 @@ impl DriverRing {
         Some(head)
     }
 
-    /// Writes `buffers` as a table of indirect descriptors to `table` and makes a chain available that refers to it. `None` when the
-    /// table of the ring is full.
+    /// Writes `buffers` as a table of indirect descriptors to `table` and makes a chain available
+    /// that refers to it. `None` when the table of the ring is full.
     pub fn post_indirect(&mut self, table: u64, buffers: &[Buffer]) -> Option<u16> {
         let head = self.free.pop_front()?;
         for (index, buffer) in buffers.iter().enumerate() {
@@ -211,7 +213,8 @@ impl DriverRing {
         self.set_avail_index(self.avail_index);
     }
 
-    /// Writes the next entry of the available ring and leaves the index in memory alone; [`Self::set_avail_index`] shows it.
+    /// Writes the next entry of the available ring and leaves the index in memory alone;
+    /// [`Self::set_avail_index`] shows it.
     pub fn stage(&mut self, head: u16) {
         let slot = u64::from(self.avail_index & (self.config.size - 1));
         self.store(self.config.available + 4 + 2 * slot, head);

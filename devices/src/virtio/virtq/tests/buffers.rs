@@ -10,8 +10,8 @@ use super::super::{Chain, GuestFault, GuestIoVec};
 use super::differential::Random;
 use super::{FLAGS, Pair, SEAM, memory};
 
-/// A pair whose next chain has the text in `pieces` of the given lengths to read, and as much room to write. One piece lies across
-/// two regions of RAM.
+/// A pair whose next chain has the text in `pieces` of the given lengths to read, and as much room
+/// to write. One piece lies across two regions of RAM.
 fn chain_of(pieces: &[u32], text: &[u8]) -> (Pair, Chain) {
     let mut pair = Pair::on(DriverRing::modern(memory(), 0x1000, 64), FLAGS);
     let (mut address, mut rest) = (SEAM - 10, text);
@@ -241,6 +241,6 @@ fn the_standard_traits_work_on_both_parts() {
     let mut text = String::new();
     Read::read_to_string(&mut chain.reader(), &mut text).unwrap();
     assert_eq!(text, "hello world");
-    write!(chain.writer(), "HELLO {}", "WORLD").unwrap();
-    assert_eq!(written(&pair, &pieces), b"HELLO WORLD");
+    write!(chain.writer(), "{}{}", "hello".to_uppercase(), 12).unwrap();
+    assert_eq!(written(&pair, &pieces), b"HELLO12\0\0\0\0");
 }

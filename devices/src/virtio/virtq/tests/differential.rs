@@ -1,18 +1,22 @@
 //! Our engine beside virtio-queue's `Queue`, in lockstep on random rings.
 //!
-//! Both see the same rings, in memories of their own. On well-formed rings they agree on everything: which chains there are, what
-//! each is made of, the bytes of the used ring, whether to interrupt, whether to go on after notifications are enabled.
+//! Both see the same rings, in memories of their own. On well-formed rings they agree on
+//! everything: which chains there are, what each is made of, the bytes of the used ring, whether to
+//! interrupt, whether to go on after notifications are enabled.
 //!
-//! virtio-queue reports no faults: it ends a chain early where it cannot go on, and does not look at the rest. So on malformed rings
-//! "the same" means:
+//! virtio-queue reports no faults: it ends a chain early where it cannot go on, and does not look
+//! at the rest. So on malformed rings "the same" means:
 //!
-//! - Ours takes a chain: theirs has the same buffers up to a descriptor without NEXT, and none of them breaks a rule.
-//! - Ours refuses a chain: theirs, or the bytes of the ring, show the very violation that ours names ([`explains`]).
-//! - Ours says the available index is invalid: theirs says so too. The other ring faults (head out of range, head in flight, too many
-//!   in flight) are checked against what the test knows; virtio-queue carries on there.
+//! - Ours takes a chain: theirs has the same buffers up to a descriptor without NEXT, and none of
+//!   them breaks a rule.
+//! - Ours refuses a chain: theirs, or the bytes of the ring, show the very violation that ours
+//!   names ([`explains`]).
+//! - Ours says the available index is invalid: theirs says so too. The other ring faults (head out
+//!   of range, head in flight, too many in flight) are checked against what the test knows;
+//!   virtio-queue carries on there.
 //!
-//! Interrupts differ by design in two points: ours honours NO_INTERRUPT, which virtio-queue ignores, and always interrupts for the
-//! first publication after a start, as QEMU does.
+//! Interrupts differ by design in two points: ours honours NO_INTERRUPT, which virtio-queue
+//! ignores, and always interrupts for the first publication after a start, as QEMU does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -70,7 +74,8 @@ impl Random {
     }
 }
 
-/// A buffer as both engines must see it: writable, guest-physical address, length; split where regions of RAM meet.
+/// A buffer as both engines must see it: writable, guest-physical address, length; split where
+/// regions of RAM meet.
 type Piece = (bool, u64, u64);
 
 /// Whether the range is RAM, worked out byte range by byte range from [`RAM`] alone.
@@ -108,11 +113,12 @@ impl Author {
     /// A buffer of RAM, or something a bad driver takes for one.
     fn buffer(&mut self, writable: bool) -> RawDescriptor {
         let (start, size) = self.random.pick(&RAM);
-        // Behind the rings: a buffer that errs into a table there would be read while the engines, which
-        // publish at different moments, leave different indices.
+        // Behind the rings: a buffer that errs into a table there would be read while the engines,
+        // which publish at different moments, leave different indices.
         let first = start.max(TABLES);
         let mut address = self.random.range(first, start + size);
-        // As long as the test's memory allows, so that many buffers cross from the first region into the second.
+        // As long as the test's memory allows, so that many buffers cross from the first region
+        // into the second.
         let end = if start == RAM[2].0 { start + size } else { RAM[2].0 / 2 };
         let mut len = self.random.range(1, (end - address).min(0x3000) + 1) as u32;
         if self.errs() {
@@ -451,12 +457,13 @@ impl Case {
         }
     }
 
-    /// Whether what virtio-queue saw of the chain at `head`, or the bytes in memory, show the violation that `fault` names.
+    /// Whether what virtio-queue saw of the chain at `head`, or the bytes in memory, show the
+    /// violation that `fault` names.
     fn explains(&self, fault: GuestFault, head: u16, theirs: &[Descriptor]) -> bool {
         let ended_early = theirs.last().is_none_or(Descriptor::has_next);
         let indirect = self.first_indirect(head);
-        // 2^32 bytes in all are allowed, but virtio-queue ends in front of the buffer that makes them
-        // full; here that is one byte and a buffer of `u32::MAX`.
+        // 2^32 bytes in all are allowed, but virtio-queue ends in front of the buffer that makes
+        // them full; here that is one byte and a buffer of `u32::MAX`.
         let sum: u64 = theirs.iter().map(|it| u64::from(it.len())).sum();
         let ended_at_4_gib = ended_early && sum == 1;
         match fault {

@@ -1,6 +1,7 @@
 //! Who tells whom, and when: interrupts and kicks, with flags and with event indices.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -167,8 +168,8 @@ fn enabling_kicks_tells_of_chains_that_came_meanwhile() {
     }
 }
 
-/// Two threads that sleep whenever the rules allow it. A wake-up that is lost leaves both asleep, which the long timeout turns into
-/// a failure.
+/// Two threads that sleep whenever the rules allow it. A wake-up that is lost leaves both asleep,
+/// which the long timeout turns into a failure.
 #[test]
 fn no_wake_up_is_lost_between_two_sleepers() {
     const CHAINS: usize = 20_000;
@@ -203,7 +204,8 @@ fn no_wake_up_is_lost_between_two_sleepers() {
                 posted += 1;
             }
             if driver.avail_index() != before && driver.must_kick(features.event_idx, before) {
-                // The device may have finished and gone when the last chains were seen without a kick.
+                // The device may have finished and gone when the last chains were seen without a
+                // kick.
                 let _ = kick.send(());
             }
             done += driver.drain_used().len();
@@ -228,6 +230,99 @@ fn no_wake_up_is_lost_between_two_sleepers() {
 fn wants_to_run(driver: &mut DriverRing, done: usize) -> bool {
     driver.set_used_event(done as u16);
     driver.set_avail_flags(0);
-    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    fence(Ordering::SeqCst);
     driver.used_index() != done as u16
+}
+
+/// Where two threads meet, spinning, so that what they do next happens at nearly the same time.
+struct Meeting(AtomicU32);
+
+impl Meeting {
+    /// Comes to the meeting of this number; there is one for each even number from 2 on.
+    fn meet(&self, number: u32) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        let mut spins = 0u32;
+        while self.0.load(Ordering::Acquire) < number {
+            std::hint::spin_loop();
+            spins += 1;
+            if spins.is_multiple_of(1_000) {
+                thread::yield_now();
+            }
+        }
+    }
+}
+
+/// A head start for one side, another one each time, so that the two cross in every way there is.
+fn linger(round: u32) {
+    for _ in 0..round % 97 {
+        std::hint::black_box(());
+    }
+}
+
+const ROUNDS: u32 = 30_000;
+
+#[test]
+fn verify_2_7_7_2_publication_and_used_event_never_miss_each_other() {
+    let Pair { mut driver, mut queue } = pair(EVENT_IDX);
+    let meeting = Arc::new(Meeting(AtomicU32::new(0)));
+    let with_driver = Arc::clone(&meeting);
+    let (tell, told) = mpsc::channel();
+    let device = thread::spawn(move || {
+        for round in 0..ROUNDS {
+            with_driver.meet(4 * round + 2);
+            let chain = queue.pop().unwrap().unwrap();
+            queue.push(chain, 8);
+            with_driver.meet(4 * round + 4);
+            let interrupt = queue.publish();
+            tell.send(interrupt).unwrap();
+        }
+    });
+    for round in 0..ROUNDS {
+        driver.post(&BUFFER).unwrap();
+        meeting.meet(4 * round + 2);
+        meeting.meet(4 * round + 4);
+        linger(round);
+        driver.set_used_event(round as u16);
+        fence(Ordering::SeqCst);
+        let seen = driver.used_index() != round as u16;
+        let interrupted = told.recv().unwrap();
+        assert!(seen || interrupted, "round {round}: both would sleep");
+        driver.next_used().unwrap();
+    }
+    device.join().unwrap();
+}
+
+#[test]
+fn verify_2_7_10_2_enabled_kicks_and_avail_index_never_miss_each_other() {
+    for features in [FLAGS, EVENT_IDX] {
+        let Pair { mut driver, mut queue } = pair(features);
+        let meeting = Arc::new(Meeting(AtomicU32::new(0)));
+        let with_driver = Arc::clone(&meeting);
+        let (tell, told) = mpsc::channel();
+        let device = thread::spawn(move || {
+            for round in 0..ROUNDS {
+                queue.disable_notify();
+                with_driver.meet(4 * round + 2);
+                tell.send(queue.enable_notify()).unwrap();
+                with_driver.meet(4 * round + 4);
+                let chain = queue.pop().unwrap().unwrap();
+                queue.push(chain, 8);
+                let _ = queue.publish();
+            }
+        });
+        for round in 0..ROUNDS {
+            meeting.meet(4 * round + 2);
+            let before = driver.avail_index();
+            linger(round);
+            driver.post(&BUFFER).unwrap();
+            let kicks = driver.must_kick(features.event_idx, before);
+            let seen = told.recv().unwrap();
+            assert!(seen || kicks, "round {round}: both would sleep");
+            meeting.meet(4 * round + 4);
+            while driver.next_used().is_none() {
+                std::hint::spin_loop();
+            }
+        }
+        device.join().unwrap();
+    }
 }

@@ -98,7 +98,8 @@ fn a_head_may_come_again_once_it_was_given_back() {
 
 #[test]
 fn more_chains_than_descriptors_between_two_publications_break_the_ring() {
-    // A driver that never looks at the used ring could otherwise keep a device in its loop for good.
+    // A driver that never looks at the used ring could otherwise keep a device in its loop for
+    // good.
     let mut pair = Pair::modern(4);
     pair.driver.set_descriptor(0, RawDescriptor::new(DATA, 8, 0, 0));
     for _ in 0..4 {
