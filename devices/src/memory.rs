@@ -6,7 +6,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
@@ -20,14 +19,14 @@ pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 /// so lasts as long as the [`GuestMemory`] it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostSpan {
-    start: NonNull<u8>,
+    start: *mut u8,
     len: usize,
 }
 
 impl HostSpan {
     /// Where the stretch begins in the host.
     pub fn as_ptr(self) -> *mut u8 {
-        self.start.as_ptr()
+        self.start
     }
 
     /// Bytes in the stretch; never 0 when it comes from [`MemoryMap::spans`] with a length above 0.
@@ -92,8 +91,8 @@ impl MemoryMap {
     /// one region.
     #[inline]
     pub fn contiguous(&self, address: u64, len: u64) -> Option<HostSpan> {
-        let span = self.up_to(address, len)?;
-        (span.len as u64 == len).then_some(span)
+        let (region, offset) = self.find(address)?;
+        (len <= region.len - offset).then(|| region.span(offset, len))
     }
 
     /// Hands `len` bytes at the guest-physical `address` to `take`, split where one region ends and
@@ -124,19 +123,28 @@ impl MemoryMap {
     }
 
     /// The longest stretch of at most `len` bytes from `address` that one region holds.
-    #[inline]
     fn up_to(&self, address: u64, len: u64) -> Option<HostSpan> {
-        self.regions.iter().find_map(|region| {
-            let offset = address.wrapping_sub(region.start);
-            if offset >= region.len {
-                return None;
-            }
-            let start = std::ptr::with_exposed_provenance_mut(region.host.wrapping_add(offset as usize));
-            Some(HostSpan {
-                start: NonNull::new(start)?,
-                len: len.min(region.len - offset) as usize,
-            })
-        })
+        let (region, offset) = self.find(address)?;
+        Some(region.span(offset, len.min(region.len - offset)))
+    }
+
+    /// The region that holds `address`, and how far in; less than its length.
+    #[inline]
+    fn find(&self, address: u64) -> Option<(&Region, u64)> {
+        let inside = |region: &Region| address.wrapping_sub(region.start) < region.len;
+        let region = self.regions.iter().find(|region| inside(region))?;
+        Some((region, address.wrapping_sub(region.start)))
+    }
+}
+
+impl Region {
+    /// `len` bytes from `offset` on, which the caller knows to be inside.
+    #[inline]
+    fn span(&self, offset: u64, len: u64) -> HostSpan {
+        HostSpan {
+            start: std::ptr::with_exposed_provenance_mut(self.host.wrapping_add(offset as usize)),
+            len: len as usize,
+        }
     }
 }
 

@@ -241,11 +241,11 @@ impl ChainBuffer {
         sums.total_bytes += bytes;
         let writable = descriptor.is_writable();
         if bytes == 0 || sums.total_bytes > CHAIN_BYTES || (sums.writable && !writable) {
-            return Err(self.refuse(descriptor, sums.total_bytes));
+            return Err(refuse(self.head, bytes, sums.total_bytes));
         }
         match memory.contiguous(descriptor.address, bytes) {
             Some(span) => self.segments.push(Segment::new(span)),
-            None => self.add_straddling(memory, descriptor)?,
+            None => self.add_straddling(memory, descriptor.address, descriptor.len)?,
         }
         if writable {
             sums.writable = true;
@@ -256,23 +256,9 @@ impl ChainBuffer {
         Ok(())
     }
 
-    /// Why [`Self::add`] takes no buffer from `descriptor`.
-    #[cold]
-    fn refuse(&self, descriptor: Descriptor, total_bytes: u64) -> GuestFault {
-        let head = self.head;
-        if descriptor.len == 0 {
-            GuestFault::BufferEmpty { head }
-        } else if total_bytes > CHAIN_BYTES {
-            GuestFault::ChainTooLarge { head }
-        } else {
-            GuestFault::ReadableAfterWritable { head }
-        }
-    }
-
     /// Adds a buffer that lies in more than one region of RAM, or not in RAM.
     #[cold]
-    fn add_straddling(&mut self, memory: &MemoryMap, descriptor: Descriptor) -> Result<(), GuestFault> {
-        let Descriptor { address, len, .. } = descriptor;
+    fn add_straddling(&mut self, memory: &MemoryMap, address: u64, len: u32) -> Result<(), GuestFault> {
         let take = |span| self.segments.push(Segment::new(span));
         let result = memory.spans(address, len.into(), take);
         result.map_err(|_| GuestFault::BufferOutsideRam {
@@ -290,5 +276,17 @@ impl ChainBuffer {
             (index >= readable, segment.as_iovec().iov_base.addr(), segment.len())
         };
         self.segments.iter().enumerate().map(with_direction)
+    }
+}
+
+/// Why no buffer is taken from a descriptor of `bytes` that makes the chain `total_bytes` long.
+#[cold]
+fn refuse(head: u16, bytes: u64, total_bytes: u64) -> GuestFault {
+    if bytes == 0 {
+        GuestFault::BufferEmpty { head }
+    } else if total_bytes > CHAIN_BYTES {
+        GuestFault::ChainTooLarge { head }
+    } else {
+        GuestFault::ReadableAfterWritable { head }
     }
 }
