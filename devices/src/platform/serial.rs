@@ -177,6 +177,12 @@ impl Serial {
         self.output.drain(patience)
     }
 
+    /// The machine has ended: waits until the output has taken all that the guest wrote, and lets go of it. False when that lasts
+    /// longer than `patience`.
+    pub fn close_output(&self, patience: Duration) -> bool {
+        self.output.close(patience)
+    }
+
     /// What the port has done so far.
     pub fn stats(&self) -> SerialStats {
         SerialStats {

@@ -90,13 +90,18 @@ impl OutputQueue {
     pub fn drain(&self, patience: Duration) -> bool {
         self.0.wait_drained(patience)
     }
+
+    /// Waits until all has been written out, and lets go of the output; false when the output takes longer than `patience`.
+    pub fn close(&self, patience: Duration) -> bool {
+        self.0.lock().closed = true;
+        self.0.filled.notify_one();
+        self.0.wait_drained(patience)
+    }
 }
 
 impl Drop for OutputQueue {
     fn drop(&mut self) {
-        self.0.lock().closed = true;
-        self.0.filled.notify_one();
-        self.0.wait_drained(PATIENCE);
+        self.close(PATIENCE);
     }
 }
 

@@ -422,3 +422,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn closing_writes_the_rest_and_lets_go_of_the_output() {
+    let (mut theirs, ours) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (interrupt, _kept) = event();
+    let mut serial = Serial::new(interrupt, Box::new(ours)).unwrap();
+    outb(&mut serial, 0, b'x');
+    assert!(serial.close_output(LONG));
+    let mut all = Vec::new();
+    std::io::Read::read_to_end(&mut theirs, &mut all).unwrap();
+    assert_eq!(all, b"x");
+}

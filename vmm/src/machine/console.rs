@@ -81,7 +81,7 @@ impl Console {
             Input::Stream(input)
         };
         Ok(Self {
-            output: Box::new(Patient(output)),
+            output: Box::new(output),
             input,
             description: "stdio".into(),
         })
@@ -103,7 +103,7 @@ impl Console {
             source,
         })?;
         Ok(Self {
-            output: Box::new(Patient(output)),
+            output: Box::new(output),
             input: Input::None,
             description: path.display().to_string(),
         })
@@ -159,7 +159,7 @@ impl Console {
         let input = Input::Stream(File::from(OwnedFd::from(ours)));
         Ok((
             Self {
-                output: Box::new(Patient(output)),
+                output: Box::new(output),
                 input,
                 description: "stream".into(),
             },
@@ -170,23 +170,6 @@ impl Console {
     /// What it is, for people.
     pub fn description(&self) -> &str {
         &self.description
-    }
-}
-
-/// Writes and waits as long as the other side takes. A signal (the machine ends) interrupts the wait, and the bytes are lost.
-struct Patient(File);
-
-impl Write for Patient {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        match self.0.write(data) {
-            // `write_all` would try again for ever.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(io::ErrorKind::BrokenPipe.into()),
-            result => result,
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
     }
 }
 

@@ -77,7 +77,7 @@ impl MainLoop {
             // A panicked thread has ended the machine with a message of its own.
             let _ = cpu.join();
         }
-        lock(&self.platform.serial).drain(LAST_WORDS);
+        lock(&self.platform.serial).close_output(LAST_WORDS);
     }
 
     fn serve(&mut self) -> Result<(), event_manager::Error> {
