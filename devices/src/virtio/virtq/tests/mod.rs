@@ -112,3 +112,11 @@ impl Pair {
         assert_eq!(self.driver.used_index(), used);
     }
 }
+
+#[test]
+fn queues_chains_and_lists_travel_between_threads() {
+    fn assert_send<T: Send>() {}
+    assert_send::<Virtq>();
+    assert_send::<Chain>();
+    assert_send::<super::GuestIoVec>();
+}
