@@ -1,6 +1,8 @@
 //! What a PCI function is to the bus: configuration space, regions that it decodes, and the changes that a write
 //! brings about.
 
+use crate::capability::msix::VectorState;
+
 /// The address space that a region lives in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Space {
@@ -72,6 +74,11 @@ pub trait Function: Send {
 
     /// Writes to BAR `bar` at `offset`.
     fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> Changes;
+
+    /// What an MSI-X vector is set to, for whoever sends its message; `None` when there is no such vector.
+    fn msix_vector(&self, _vector: u16) -> Option<VectorState> {
+        None
+    }
 
     /// The state after a reset of the bus (RST#): configuration registers at their defaults, nothing decoded.
     fn reset(&mut self) -> Changes;

@@ -1,4 +1,7 @@
-//! What a virtio device is to its transport, and what a transport gives a device. There is no PCI, no KVM and no register here.
+//! What a virtio device is to its transport, and what a transport gives a device. There is no PCI,
+//! no KVM and no register here.
+
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::sync::Arc;
@@ -8,7 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::interrupt::Interrupts;
 use super::virtq::{QueueState, Virtq};
 
-/// A backend failed: the host's part, in one line for the user. The guest sees its own device's error status.
+/// A backend failed: the host's part, in one line for the user. The guest sees its own device's
+/// error status.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
 pub struct HostError {
@@ -31,8 +35,8 @@ impl Negotiated {
         self.features & (1 << bit) != 0
     }
 
-    /// Is it a legacy driver, one that never accepted VIRTIO_F_VERSION_1 (bit 32)? Then fields are in guest byte order, which is ours on
-    /// x86, and the legacy layout rules hold.
+    /// Is it a legacy driver, one that never accepted VIRTIO_F_VERSION_1 (bit 32)? Then fields are
+    /// in guest byte order, which is ours on x86, and the legacy layout rules hold.
     pub fn is_legacy(self) -> bool {
         !self.has(virtio_bindings::virtio_config::VIRTIO_F_VERSION_1)
     }
@@ -65,18 +69,21 @@ impl QueueInterrupt {
         Self { interrupts, queue }
     }
 
-    /// Tells the driver that there are used entries. Callable from any thread; takes no lock that a CPU holds while it works.
+    /// Tells the driver that there are used entries. Callable from any thread; takes no lock that a
+    /// CPU holds while it works.
     pub fn signal(&self) {
         self.interrupts.signal_queue(self.queue);
     }
 
-    /// Tells the driver and the transport that this queue's ring is malformed: DEVICE_NEEDS_RESET on the modern face.
+    /// Tells the driver and the transport that this queue's ring is malformed: DEVICE_NEEDS_RESET
+    /// on the modern face.
     pub fn broken(&self) {
         self.interrupts.signal_needs_reset();
     }
 }
 
-/// Tells the driver that the device's configuration changed. Devices keep it for changes that come from outside (a disk that grew).
+/// Tells the driver that the device's configuration changed. Devices keep it for changes that come
+/// from outside (a disk that grew).
 #[derive(Clone)]
 pub struct ConfigInterrupt {
     interrupts: Arc<Interrupts>,
@@ -88,7 +95,8 @@ impl ConfigInterrupt {
         Self { interrupts }
     }
 
-    /// Tells it, if the driver is far enough to hear (DRIVER_OK); bumps the configuration generation in any case.
+    /// Tells it, if the driver is far enough to hear (DRIVER_OK); bumps the configuration
+    /// generation in any case.
     pub fn signal(&self) {
         self.interrupts.signal_config();
     }
@@ -96,12 +104,16 @@ impl ConfigInterrupt {
 
 /// A virtio device: what one chapter of the specification says, and nothing of how it is reached.
 ///
-/// All calls come from one thread at a time, with the transport's lock held; the queues run elsewhere, on I/O threads. `start_queue`
-/// is called for each enabled queue when the driver sets DRIVER_OK (or enables a queue after RING_RESET), `stop_queue` for each
-/// running one before a reset, a RING_RESET or a pause. Stopping drains: when it returns, the device touches neither the ring nor
-/// guest memory, and no completion comes later.
+/// All calls come from one thread at a time, with the transport's lock held; the queues run
+/// elsewhere, on I/O threads. `start_queue` is called for each enabled queue when the driver sets
+/// DRIVER_OK (or enables a queue after RING_RESET; or gives a legacy queue its page, because
+/// drivers before Linux 3.18 use queues before DRIVER_OK), `stop_queue` for each running one before
+/// a reset, a RING_RESET or a pause. Stopping drains: when it returns, the device touches neither
+/// the ring nor guest memory, and no completion comes later. A stopped queue may be started again
+/// without a reset.
 pub trait Device: Send {
-    /// Feature bits of this device type that are offered (0 to 23 and 50 up). Those of ring and transport are the transport's.
+    /// Feature bits of this device type that are offered (0 to 23 and 50 up). Those of ring and
+    /// transport are the transport's.
     fn features(&self) -> u64;
 
     /// The largest size of each queue.
@@ -113,10 +125,13 @@ pub trait Device: Send {
     /// The driver writes device configuration. Ignored where the specification has it read-only.
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
-    /// Gives the device its way to announce configuration changes. Called once, before anything else.
+    /// Gives the device its way to announce configuration changes. Called once, before anything
+    /// else.
     fn connect(&mut self, _config: ConfigInterrupt) {}
 
-    /// The driver accepted `negotiated` (FEATURES_OK, or a legacy driver's DRIVER_OK). Called before any queue starts.
+    /// The driver accepted `negotiated` (FEATURES_OK, or the first queue or DRIVER_OK of a legacy
+    /// driver). Called before any queue starts, and again, with all queues stopped, when a legacy
+    /// driver writes its features later.
     fn activate(&mut self, _negotiated: Negotiated) {}
 
     /// Starts a queue.

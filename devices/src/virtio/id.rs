@@ -13,7 +13,8 @@ pub const PCI_MODERN_BASE: u16 = 0x1040;
 /// Declares [`DeviceId`] from one row a device.
 macro_rules! device_ids {
     ($($variant:ident = $id:literal, $name:literal;)*) => {
-        /// A kind of virtio device: virtio 1.3, section 5, and Linux's include/uapi/linux/virtio_ids.h.
+        /// A kind of virtio device: virtio 1.3, section 5, and Linux's
+        /// include/uapi/linux/virtio_ids.h.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         #[repr(u16)]
         pub enum DeviceId {

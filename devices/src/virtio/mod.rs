@@ -2,6 +2,9 @@
 
 pub mod device;
 pub mod id;
+pub mod info;
 pub mod interrupt;
 pub mod options;
+pub mod rng;
+pub mod transport;
 pub mod virtq;

@@ -1,7 +1,8 @@
 //! Options of a device as the user writes them, `key=value,key=value`, and what they are once read.
 //!
-//! Text goes through three stages: [`Pairs`] is the text taken apart, [`Options`] is what the tables of [`OptionSpec`] make of it, and what a
-//! device builds from that is its own. The tables also make the manual.
+//! Text goes through three stages: [`Pairs`] is the text taken apart, [`Options`] is what the
+//! tables of [`OptionSpec`] make of it, and what a device builds from that is its own. The tables
+//! also make the manual.
 
 #![forbid(unsafe_code)]
 
@@ -158,8 +159,9 @@ pub struct Slot {
 pub struct Pairs(Vec<(String, String)>);
 
 impl Pairs {
-    /// Takes `text` apart at its commas. A comma that is written twice stands for itself; a comma at the end means nothing. A first piece
-    /// without `=` is the value of `implied`, if there is an implied key; any other is a flag that is on.
+    /// Takes `text` apart at its commas. A comma that is written twice stands for itself; a comma
+    /// at the end means nothing. A first piece without `=` is the value of `implied`, if there is
+    /// an implied key; any other is a flag that is on.
     pub fn parse(text: &str, implied: Option<&str>) -> Self {
         let pairs = pieces(text)
             .into_iter()
@@ -230,8 +232,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads `pairs` by the tables `specs`, which together make up what `subject` (the device as the user wrote it) takes. Of an option
-    /// that is given twice the last one holds, as in QEMU.
+    /// Reads `pairs` by the tables `specs`, which together make up what `subject` (the device as
+    /// the user wrote it) takes. Of an option that is given twice the last one holds, as in QEMU.
     ///
     /// # Errors
     /// An option that no table has, or a value that is not of its kind.
@@ -341,8 +343,7 @@ impl Options {
 
     fn unknown(&self, name: &str) -> ConfigError {
         let names = || self.specs.iter().map(|spec| spec.name);
-        let nearest = names().min_by_key(|known| distance(known, name));
-        let remedy = match nearest.filter(|known| distance(known, name) <= 1 + name.len() / 4) {
+        let remedy = match nearest(name, names()) {
             Some(known) => format!("did you mean '{known}'?"),
             None => format!("it takes {}", names().collect::<Vec<_>>().join(", ")),
         };
@@ -395,7 +396,8 @@ fn read_size(text: &str) -> Option<u64> {
     read_number(digits)?.checked_mul(1 << shift)
 }
 
-/// `slot[.function]`, both hexadecimal, with or without 0x (QEMU, hw/core/qdev-properties-system.c, `set_pci_devfn`).
+/// `slot[.function]`, both hexadecimal, with or without 0x (QEMU, hw/core/qdev-properties-system.c,
+/// `set_pci_devfn`).
 fn read_slot(text: &str) -> Option<Slot> {
     let (device, function) = text.split_once('.').unwrap_or((text, "0"));
     let hex = |text: &str, max: u8| {
@@ -406,6 +408,12 @@ fn read_slot(text: &str) -> Option<Slot> {
         device: hex(device, 31)?,
         function: hex(function, 7)?,
     })
+}
+
+/// The name that the user may have meant by `name`: the one with the fewest letters to change.
+pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, nearest) = names.map(|known| (distance(known, name), known)).min()?;
+    (distance <= 1 + name.len() / 4).then_some(nearest)
 }
 
 /// Letters to change, add or leave out to get from one word to the other.

@@ -1,0 +1,1 @@
+//! Tests of the transport as a driver sees it.
