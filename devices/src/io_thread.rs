@@ -1,10 +1,12 @@
 //! I/O threads: they run the queues of devices, each thread an event loop over its workers.
 //!
-//! A device makes a [`Worker`] per queue, [adds](IoThread::add) it to a thread and gets a [`WorkerHandle`]. From then on the worker
-//! belongs to the thread alone; [`WorkerHandle::stop`] drains it there and brings it back. Nothing is locked while a worker works, so
-//! whoever waits in `stop` may hold any lock that the worker does not take itself.
+//! A device makes a [`Worker`] per queue, [adds](IoThread::add) it to a thread and gets a
+//! [`WorkerHandle`]. From then on the worker belongs to the thread alone; [`WorkerHandle::stop`]
+//! drains it there and brings it back. Nothing is locked while a worker works, so whoever waits in
+//! `stop` may hold any lock that the worker does not take itself.
 //!
-//! Before a thread sleeps it looks for work for a while without a system call, as QEMU does with `poll-max-ns`; see [`PollPolicy`].
+//! Before a thread sleeps it looks for work for a while without a system call, as QEMU does with
+//! `poll-max-ns`; see [`PollPolicy`].
 
 #![forbid(unsafe_code)]
 
@@ -25,15 +27,19 @@ use std::thread::JoinHandle;
 use event_loop::{EventLoop, Mailbox};
 pub use pacer::PollPolicy;
 
-/// What an I/O thread runs: the rings and the backend of one or several queues. While it is with a thread, nobody else touches it.
+/// What an I/O thread runs: the rings and the backend of one or several queues. While it is with a
+/// thread, nobody else touches it.
 ///
-/// A worker that panics is taken out of the loop, [told so](Self::panicked) and dropped; the thread and its other workers go on.
+/// A worker that panics is taken out of the loop, [told so](Self::panicked) and dropped; the thread
+/// and its other workers go on.
 pub trait Worker: Send {
-    /// The descriptors to watch for input, each with a token that says which one was ready. Fixed while the worker runs.
+    /// The descriptors to watch for input, each with a token that says which one was ready. Fixed
+    /// while the worker runs.
     fn sources(&self) -> Vec<(RawFd, u32)>;
 
-    /// Whether [`Self::ready`] is wanted once per signal (EPOLLET) instead of for as long as a descriptor is readable. Then an eventfd
-    /// need not be read, which saves a system call each time; whatever the descriptor has to say must be taken at once.
+    /// Whether [`Self::ready`] is wanted once per signal (EPOLLET) instead of for as long as a
+    /// descriptor is readable. Then an eventfd need not be read, which saves a system call each
+    /// time; whatever the descriptor has to say must be taken at once.
     fn edge_triggered(&self) -> bool {
         false
     }
@@ -44,21 +50,25 @@ pub trait Worker: Send {
     /// The descriptor with this token is readable. Must not block.
     fn ready(&mut self, token: u32);
 
-    /// Looks for work without a system call, for adaptive polling; says whether there was any. Notifications are switched off by
-    /// [`Self::ready`] while there is work and on again before the thread sleeps.
+    /// Looks for work without a system call, for adaptive polling; says whether there was any.
+    /// Notifications are switched off by [`Self::ready`] while there is work and on again before
+    /// the thread sleeps.
     fn poll(&mut self) -> bool {
         false
     }
 
-    /// Switches notifications on before the thread sleeps; says whether work came in meanwhile, and the thread polls again.
+    /// Switches notifications on before the thread sleeps; says whether work came in meanwhile, and
+    /// the thread polls again.
     fn before_sleep(&mut self) -> bool {
         false
     }
 
-    /// Called on the I/O thread when the worker is taken away: finishes what is in flight. May block until the backend is done.
+    /// Called on the I/O thread when the worker is taken away: finishes what is in flight. May
+    /// block until the backend is done.
     fn drain(&mut self) {}
 
-    /// The worker panicked and is about to be dropped: the last chance to tell the driver. It may be in any state.
+    /// The worker panicked and is about to be dropped: the last chance to tell the driver. It may
+    /// be in any state.
     fn panicked(&mut self) {}
 }
 
@@ -81,8 +91,8 @@ type WorkerId = u64;
 #[error("the worker failed and was removed from its I/O thread")]
 pub struct WorkerFailed;
 
-/// A running I/O thread. Cloning gives another handle to the same thread; it ends when the last handle, those of workers included,
-/// is gone.
+/// A running I/O thread. Cloning gives another handle to the same thread; it ends when the last
+/// handle, those of workers included, is gone.
 #[derive(Clone)]
 pub struct IoThread(Arc<Running>);
 
@@ -93,7 +103,8 @@ struct Running {
 }
 
 impl IoThread {
-    /// Starts a thread. `name` is what `iothread=` and the process list show (the latter 15 characters of it).
+    /// Starts a thread. `name` is what `iothread=` and the process list show (the latter 15
+    /// characters of it).
     ///
     /// # Errors
     /// The host gives no more threads or descriptors.
@@ -115,7 +126,8 @@ impl IoThread {
         &self.0.name
     }
 
-    /// Gives `worker` to the thread. When this returns, the thread watches its descriptors and has called [`Worker::started`].
+    /// Gives `worker` to the thread. When this returns, the thread watches its descriptors and has
+    /// called [`Worker::started`].
     ///
     /// # Errors
     /// A descriptor cannot be watched, or the thread is gone. The worker is dropped then.
@@ -131,7 +143,8 @@ impl IoThread {
         })
     }
 
-    /// Runs `action` on the thread, between two rounds of its loop, and waits for the answer. `None` if the thread is gone.
+    /// Runs `action` on the thread, between two rounds of its loop, and waits for the answer.
+    /// `None` if the thread is gone.
     fn call<R: Send + 'static>(&self, action: impl FnOnce(&mut EventLoop) -> R + Send + 'static) -> Option<R> {
         debug_assert!(
             self.0
@@ -176,8 +189,8 @@ pub struct WorkerHandle<W> {
 }
 
 impl<W: Worker + 'static> WorkerHandle<W> {
-    /// Takes the worker back: on its thread it is [drained](Worker::drain) and its descriptors are no longer watched. Blocks until that
-    /// is done. Not to be called on the worker's own thread.
+    /// Takes the worker back: on its thread it is [drained](Worker::drain) and its descriptors are
+    /// no longer watched. Blocks until that is done. Not to be called on the worker's own thread.
     ///
     /// # Errors
     /// [`WorkerFailed`] if it panicked, now or before.

@@ -41,7 +41,8 @@ impl Mailbox {
     pub(super) fn post(&self, action: Action) {
         self.actions.lock().unwrap_or_else(PoisonError::into_inner).push(action);
         self.pending.store(true, Ordering::Release);
-        // It only fails when the counter is at its end, and then the thread has every reason to be awake.
+        // It only fails when the counter is at its end, and then the thread has every reason to be
+        // awake.
         let _ = self.wake.write(1);
     }
 
@@ -95,12 +96,14 @@ struct Slot {
 }
 
 impl Slot {
-    /// Calls into the worker and contains a panic; `otherwise` is the answer of a worker that has failed.
+    /// Calls into the worker and contains a panic; `otherwise` is the answer of a worker that has
+    /// failed.
     fn guard<R>(&mut self, otherwise: R, call: impl FnOnce(&mut dyn AnyWorker) -> R) -> R {
         if self.failed {
             return otherwise;
         }
-        // The worker may be left half-way through something; it is only told so and dropped after that.
+        // The worker may be left half-way through something; it is only told so and dropped after
+        // that.
         let result = catch_unwind(AssertUnwindSafe(|| call(self.worker.as_mut())));
         result.unwrap_or_else(|_| {
             self.failed = true;
@@ -236,7 +239,8 @@ impl EventLoop {
         }
     }
 
-    /// Arms the notifications of all workers. If work has come in meanwhile, it is done, and the thread does not sleep.
+    /// Arms the notifications of all workers. If work has come in meanwhile, it is done, and the
+    /// thread does not sleep.
     fn prepare_sleep(&mut self) -> bool {
         let mut awake = self.mailbox.has_mail();
         if self.visit_all(|worker| worker.before_sleep()) {

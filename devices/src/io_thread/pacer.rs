@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-/// Adaptive polling: a thread whose sleeps turn out short had better not slept. The rule is QEMU's (util/aio-posix.c, `aio_poll`), and
-/// so are the defaults.
+/// Adaptive polling: a thread whose sleeps turn out short had better not slept. The rule is QEMU's
+/// (util/aio-posix.c, `aio_poll`), and so are the defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PollPolicy {
     /// Never look for longer than this; zero switches polling off. QEMU's `poll-max-ns`.
     pub max: Duration,
     /// What the time is multiplied by when more might have helped. QEMU's `poll-grow`.
     pub grow: u32,
-    /// What the time is divided by when it was wasted; 0 starts over from nothing. QEMU's `poll-shrink`.
+    /// What the time is divided by when it was wasted; 0 starts over from nothing. QEMU's
+    /// `poll-shrink`.
     pub shrink: u32,
 }
 

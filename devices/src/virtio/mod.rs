@@ -1,5 +1,6 @@
 //! Virtio: the rings that every device shares, the transport that drivers reach devices by, and the devices themselves.
 
+pub mod block;
 pub mod device;
 pub mod id;
 pub mod info;
