@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::block;
 use super::device::Device;
 use super::id::DeviceId;
 use super::interrupt::MsixSender;
@@ -17,7 +18,7 @@ use crate::io_thread::IoThreads;
 use crate::memory::GuestMemory;
 
 /// All devices, in the order of their virtio ids.
-pub static DEVICES: &[&DeviceInfo] = &[&rng::INFO];
+pub static DEVICES: &[&DeviceInfo] = &[&block::INFO, &rng::INFO];
 
 /// PCI class codes, base class and subclass, that QEMU gives virtio devices
 /// (include/hw/pci/pci_ids.h).
@@ -76,6 +77,9 @@ impl Host {
     }
 }
 
+/// Makes a device as the user wants it.
+pub type Build = fn(&Options, &Host) -> Result<Box<dyn Device>, ConfigError>;
+
 /// A row of the table.
 pub struct DeviceInfo {
     /// QEMU's name.
@@ -95,7 +99,7 @@ pub struct DeviceInfo {
     /// Its own options; those of the transport come on top.
     pub options: &'static [OptionSpec],
     /// Makes one.
-    pub build: fn(&Options, &Host) -> Result<Box<dyn Device>, ConfigError>,
+    pub build: Build,
 }
 
 impl DeviceInfo {

@@ -369,7 +369,7 @@ mod tests {
         bench.interrupts.reset();
         bench.interrupts.set_masked(1, false);
         bench.interrupts.signal_queue(0);
-        assert_eq!(bench.sent(), []);
+        assert!(bench.sent().is_empty());
     }
 
     #[test]

@@ -153,3 +153,159 @@ impl Worker for Filler {
         self.interrupt.broken();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use pci::Function;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::io_thread::PollPolicy;
+    use crate::memory::GuestMemory;
+    use crate::virtio::info;
+    use crate::virtio::interrupt::MsixSender;
+    use crate::virtio::options::Pairs;
+    use crate::virtio::transport::VirtioPci;
+    use crate::virtio::virtq::testing::{Buffer, DriverRing, UsedEntry};
+
+    struct NoMessages;
+
+    impl MsixSender for NoMessages {
+        fn send(&self, _vector: u16) {}
+    }
+
+    /// A legacy driver and the device, on its I/O thread.
+    struct Bench {
+        pci: VirtioPci,
+        driver: DriverRing,
+    }
+
+    impl Bench {
+        fn new(options: &str) -> Self {
+            let ranges = [(GuestAddress(0), 2 << 20)];
+            let memory = Arc::new(GuestMemory::from_ranges(&ranges).unwrap());
+            let io_threads = IoThreads::one(PollPolicy::default()).unwrap();
+            let host = Host {
+                memory: memory.clone(),
+                io_threads,
+            };
+            let pairs = Pairs::parse(options, None);
+            let (pci, _) = info::create("virtio-rng-pci", &pairs, &host, Arc::new(NoMessages)).unwrap();
+            let mut bench = Self {
+                pci,
+                driver: DriverRing::legacy(memory, 0x10, QUEUE_SIZE),
+            };
+            bench.bring_up();
+            bench
+        }
+
+        fn port(&mut self, offset: u64, value: u32, len: usize) {
+            self.pci.write_bar(0, offset, &value.to_le_bytes()[..len]);
+        }
+
+        /// Reset, acknowledge, page, DRIVER_OK.
+        fn bring_up(&mut self) {
+            for (offset, value, len) in [(0x12, 0, 1), (0x12, 3, 1), (0x08, 0x10, 4), (0x12, 7, 1)] {
+                self.port(offset, value, len);
+            }
+        }
+
+        /// Posts a buffer, kicks, and waits for it.
+        fn fill(&mut self, address: u64, len: u32) -> UsedEntry {
+            self.driver.post(&[Buffer::writable(address, len)]).unwrap();
+            self.port(0x10, 0, 2);
+            self.next_used()
+        }
+
+        fn next_used(&mut self) -> UsedEntry {
+            loop {
+                if let Some(used) = self.driver.next_used() {
+                    return used;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+
+        fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+            let mut bytes = vec![0; len];
+            self.driver
+                .memory()
+                .read_slice(&mut bytes, GuestAddress(address))
+                .unwrap();
+            bytes
+        }
+    }
+
+    #[test]
+    fn buffers_are_filled_with_bytes_that_differ() {
+        let mut bench = Bench::new("");
+        assert_eq!((bench.fill(0x4_0000, 64).len, bench.fill(0x4_1000, 64).len), (64, 64));
+        let (first, second) = (bench.bytes(0x4_0000, 64), bench.bytes(0x4_1000, 64));
+        assert!(first != second && first != [0; 64] && second != [0; 64]);
+        assert_eq!(bench.bytes(0x4_0040, 64), [0; 64], "nothing behind the buffer");
+    }
+
+    #[test]
+    fn a_huge_buffer_gets_a_bounded_part() {
+        let mut bench = Bench::new("");
+        assert_eq!(bench.fill(0x10_0000, 1 << 20).len, MAX_FILL as u32);
+    }
+
+    #[test]
+    fn a_malformed_chain_comes_back_empty_and_the_next_is_filled() {
+        let mut bench = Bench::new("");
+        assert_eq!(bench.fill(0x1000_0000, 64).len, 0);
+        assert_eq!(bench.fill(0x4_0000, 64).len, 64);
+    }
+
+    #[test]
+    fn a_source_that_ends_gives_what_it_has() {
+        let mut bench = Bench::new("filename=/dev/null");
+        assert_eq!(bench.fill(0x4_0000, 64).len, 0);
+    }
+
+    #[test]
+    fn the_device_starts_again_after_a_reset() {
+        let mut bench = Bench::new("");
+        for _ in 0..3 {
+            bench.fill(0x4_0000, 64);
+            bench.port(0x12, 0, 1);
+            let memory = bench.driver.memory().clone();
+            bench.driver = DriverRing::legacy(memory, 0x10, QUEUE_SIZE);
+            bench.bring_up();
+        }
+        assert_eq!(bench.fill(0x4_0000, 64).len, 64);
+    }
+
+    #[test]
+    fn the_users_mistakes_are_named() {
+        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 4096)]).unwrap());
+        let host = Host {
+            memory,
+            io_threads: IoThreads::one(PollPolicy::default()).unwrap(),
+        };
+        for (options, complaint) in [
+            (
+                "filename=/nowhere",
+                "virtio-rng-pci: filename=/nowhere: expected a source of bytes",
+            ),
+            (
+                "iothread=x",
+                "virtio-rng-pci: iothread=x: there is no such I/O thread; add --object",
+            ),
+            (
+                "fielname=x",
+                "virtio-rng-pci: there is no option 'fielname'; did you mean 'filename'?",
+            ),
+        ] {
+            let pairs = Pairs::parse(options, None);
+            let made = info::create("virtio-rng-pci", &pairs, &host, Arc::new(NoMessages));
+            let error = made.err().unwrap().to_string();
+            assert!(error.starts_with(complaint), "{error}");
+        }
+    }
+}
