@@ -1,6 +1,6 @@
 //! Boots a guest in this process, through the library, and collects what it says.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ pub fn run(config: MachineConfig) -> Result<Ended, Error> {
     stream.set_read_timeout(Some(SILENCE))?;
     let guest = Machine::new(config, serial)?.start()?;
     let mut bytes = Vec::new();
-    let silent = stream.read_to_end(&mut bytes).is_err();
+    let silent = listen(&mut stream, &mut bytes).is_err();
     let console = String::from_utf8_lossy(&bytes).into_owned();
     if silent {
         guest.stop();
@@ -65,6 +65,20 @@ pub fn run(config: MachineConfig) -> Result<Ended, Error> {
         report,
         stats,
     })
+}
+
+/// Collects what the guest says until its console closes. With `INNKEEPER_ECHO` in the environment it is printed as it comes.
+fn listen(stream: &mut impl Read, heard: &mut Vec<u8>) -> std::io::Result<()> {
+    let echo = std::env::var_os("INNKEEPER_ECHO").is_some();
+    let mut buffer = [0; 4096];
+    loop {
+        let count = stream.read(&mut buffer)?;
+        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
+        heard.extend_from_slice(bytes);
+        if echo {
+            std::io::stderr().write_all(bytes)?;
+        }
+    }
 }
 
 /// The last lines of a console.

@@ -19,6 +19,9 @@ const LIMIT: Duration = Duration::from_secs(2400);
 /// L1 must hold guests with more than 4 GiB, of which they touch little.
 const LAB_MEMORY_MIB: u32 = 6144;
 
+/// Set by a person who wants to see the guests' consoles.
+const ECHO: &str = "INNKEEPER_ECHO";
+
 /// Formatting, lints, unit and documentation tests, and tests with real guests.
 #[derive(Args, Debug)]
 pub struct TestArgs {
@@ -128,6 +131,9 @@ fn in_lab(program: &Path, innkeeper: &Path, resources: &Path, emulator: Emulator
     let mut script = String::new();
     for (name, value) in environment("/resources", "/bin/innkeeper", QEMU) {
         script.push_str(&format!("export {name}={}\n", quoted(&value)));
+    }
+    if std::env::var_os(ECHO).is_some() {
+        script.push_str(&format!("export {ECHO}=1\n"));
     }
     script.push_str("exec guest-tests");
     script.extend(arguments.iter().map(|argument| format!(" {}", quoted(argument))));

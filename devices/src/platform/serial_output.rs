@@ -12,6 +12,11 @@ use std::time::Duration;
 
 /// Bytes that wait at most for the thread.
 const CAPACITY: usize = 64 << 10;
+/// How long the thread lets bytes gather. A guest prints byte by byte; a wake-up and a system call for each would cost it more than the
+/// exit does, and nobody sees four milliseconds.
+const GATHER: Duration = Duration::from_millis(4);
+/// Bytes that are written without waiting for more.
+const ENOUGH: usize = CAPACITY / 4;
 /// How long to leave an output alone that would block although it was opened for blocking.
 const RETRY: Duration = Duration::from_millis(5);
 /// How long the end of a port waits for its last bytes to be written.
@@ -40,6 +45,8 @@ struct State {
     /// The thread holds bytes that it has not written yet.
     writing: bool,
     closed: bool,
+    /// Somebody waits for the queue to be empty.
+    hurry: bool,
     lost: u64,
 }
 
@@ -50,10 +57,14 @@ impl Shared {
 
     fn wait_drained(&self, patience: Duration) -> bool {
         let busy = |state: &mut State| state.writing || !state.waiting.is_empty();
-        let (_state, result) = self
+        let mut state = self.lock();
+        state.hurry = true;
+        self.filled.notify_one();
+        let (mut state, result) = self
             .drained
-            .wait_timeout_while(self.lock(), patience, busy)
+            .wait_timeout_while(state, patience, busy)
             .unwrap_or_else(PoisonError::into_inner);
+        state.hurry = false;
         !result.timed_out()
     }
 }
@@ -94,7 +105,6 @@ impl OutputQueue {
     /// Waits until all has been written out, and lets go of the output; false when the output takes longer than `patience`.
     pub fn close(&self, patience: Duration) -> bool {
         self.0.lock().closed = true;
-        self.0.filled.notify_one();
         self.0.wait_drained(patience)
     }
 }
@@ -112,7 +122,7 @@ impl Write for OutputWriter {
         let (taken, lost) = bytes.split_at(room.min(bytes.len()));
         state.waiting.extend_from_slice(taken);
         state.lost = state.lost.saturating_add(lost.len() as u64);
-        if state.idle {
+        if state.idle || state.waiting.len() >= ENOUGH {
             state.idle = false;
             self.0.filled.notify_one();
         }
@@ -138,6 +148,12 @@ fn write_out(shared: &Shared, mut output: Box<dyn Write + Send>, room: &impl Fn(
             state = shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.idle = false;
+        let gathering = |state: &mut State| state.waiting.len() < ENOUGH && !state.closed && !state.hurry;
+        state = shared
+            .filled
+            .wait_timeout_while(state, GATHER, gathering)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
         state.writing = true;
         std::mem::swap(&mut bytes, &mut state.waiting);
         drop(state);
