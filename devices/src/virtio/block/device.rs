@@ -5,18 +5,44 @@
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SCSI};
+use virtio_bindings::virtio_config::VIRTIO_F_ANY_LAYOUT;
 
 use super::SECTOR;
 use super::config::{self, DiskConfig, WRITEBACK_OFFSET};
 use super::disk::Disk;
 use super::engine::Engine;
-use super::options::BlockConfig;
+use super::options::{self, BlockConfig};
 use super::queue::QueueWorker;
 use crate::io_thread::{IoThreads, WorkerHandle};
 use crate::virtio::device::{ConfigInterrupt, Device, HostError, Negotiated, QueueStart};
+use crate::virtio::id::DeviceId;
+use crate::virtio::info::{DefaultVectors, DeviceInfo, class};
 use crate::virtio::options::ConfigError;
+use crate::virtio::transport::features::FaceDifferences;
 use crate::virtio::virtq::QueueState;
+
+/// The row of the table.
+pub static INFO: DeviceInfo = DeviceInfo {
+    name: "virtio-blk-pci",
+    id: DeviceId::Block,
+    class: class::STORAGE_SCSI,
+    transitional_id: Some(0x1001),
+    vectors: DefaultVectors::PerQueue,
+    config_len: config::CONFIG_BYTES as u32,
+    // Without VERSION_1 QEMU offers SCSI commands, which come back as unsupported, and takes
+    // ANY_LAYOUT away (hw/block/virtio-blk.c, `virtio_blk_get_features`).
+    differences: FaceDifferences {
+        added_without_modern: 1 << VIRTIO_BLK_F_SCSI,
+        dropped_without_modern: 1 << VIRTIO_F_ANY_LAYOUT,
+        ..FaceDifferences::NONE
+    },
+    options: options::OPTIONS,
+    build: |options, host| {
+        let threads = host.io_threads(options.subject(), options.text("iothread"))?;
+        Ok(Box::new(Block::new(&BlockConfig::from_options(options)?, threads)?))
+    },
+};
 
 /// virtio-blk.
 pub struct Block {

@@ -20,7 +20,7 @@ pub mod transfer;
 #[cfg(test)]
 mod tests;
 
-pub use device::Block;
+pub use device::{Block, BlockControl, INFO};
 pub use disk::Disk;
 pub use options::BlockConfig;
 

@@ -170,10 +170,8 @@ mod tests {
             l_pid: 0,
         };
         // SAFETY: the descriptor is open and `whole` outlives the call.
-        assert_eq!(
-            unsafe { libc::fcntl(other.as_raw_fd(), libc::F_SETLK, &raw mut whole) },
-            0
-        );
+        let result = unsafe { libc::fcntl(other.as_raw_fd(), libc::F_SETLK, &raw mut whole) };
+        assert_eq!(result, 0);
         // A lock of the process itself is no obstacle to F_SETLK, but it is to an open file's.
         let result = lock(&open(&image), Access::Read);
         assert_eq!(result, Err(Holder::Process(std::process::id().cast_signed())));

@@ -177,9 +177,9 @@ impl Driver {
 
     /// Posts a chain as it is, with `status` as the address of its status byte.
     fn post_raw(&mut self, queue: usize, buffers: &[Buffer]) -> Posted {
-        let writable = buffers.iter().filter(|buffer| buffer.writable);
+        let mut writable = buffers.iter().filter(|buffer| buffer.writable);
         let last = writable
-            .last()
+            .next_back()
             .map_or(0, |buffer| buffer.address + u64::from(buffer.len) - 1);
         if last != 0 {
             // Neither of the answers that there are.
