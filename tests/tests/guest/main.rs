@@ -1,0 +1,26 @@
+//! Real kernels on real KVM: they boot, see the machine that QEMU's `pc` is, and end as they should.
+//!
+//! Run by `cargo xtask test`, which provides the kernels and a KVM that runs them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+/// Tests that are to hold on each of Debian's kernels: `name(kernel) { ... }` becomes `cloud::name` and `generic::name`.
+macro_rules! each_kernel {
+    ($($name:ident($kernel:ident) $body:block)*) => {
+        mod cloud {
+            #[allow(unused_imports)]
+            use super::*;
+            $(#[test] fn $name() { let $kernel = "cloud"; $body })*
+        }
+        mod generic {
+            #[allow(unused_imports)]
+            use super::*;
+            $(#[test] fn $name() { let $kernel = "generic"; $body })*
+        }
+    };
+}
+pub(crate) use each_kernel;
+
+mod boot;
+mod life;
+mod program;
+mod yardstick;
