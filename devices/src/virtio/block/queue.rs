@@ -98,8 +98,11 @@ impl QueueWorker {
     }
 
     fn report(&self, fault: GuestFault) {
-        self.disk
-            .report(format_args!("queue {}: the driver broke a rule: {fault}", self.index));
+        self.disk.report(format_args!(
+            "queue {}: the driver broke {}: {fault}",
+            self.index,
+            fault.rule()
+        ));
         if fault.severity() == Severity::Ring {
             self.interrupt.broken();
         }

@@ -48,6 +48,8 @@ struct State {
     queue: VecDeque<Box<Transfer>>,
     done: Vec<Box<Transfer>>,
     idle: usize,
+    /// A thread was woken and has not looked yet.
+    waking: bool,
     ending: bool,
 }
 
@@ -56,11 +58,24 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Wakes a thread, one at a time: whoever wakes and finds more work than it can take wakes the
+    /// next. So a batch that one thread gets through in no time does not cost a wake-up for each of
+    /// its transfers.
+    fn wake(&self, state: &mut State) {
+        if state.idle > 0 && !state.waking {
+            state.waking = true;
+            self.work.notify_one();
+        }
+    }
+
     /// What each thread does.
     fn run(&self) {
         let mut state = self.lock();
         loop {
             if let Some(mut transfer) = state.queue.pop_front() {
+                if !state.queue.is_empty() {
+                    self.wake(&mut state);
+                }
                 drop(state);
                 let executed = catch_unwind(AssertUnwindSafe(|| self.image.execute(&mut transfer)));
                 if executed.is_err() {
@@ -80,6 +95,7 @@ impl Shared {
                 state.idle += 1;
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
+                state.waking = false;
             }
         }
     }
@@ -123,15 +139,12 @@ impl ThreadsEngine {
         if self.batch.is_empty() {
             return;
         }
-        let count = self.batch.len();
-        let (idle, missing) = {
+        let missing = {
             let mut state = self.shared.lock();
             state.queue.extend(self.batch.drain(..));
-            (state.idle, state.queue.len().saturating_sub(state.idle))
+            self.shared.wake(&mut state);
+            state.queue.len().saturating_sub(state.idle)
         };
-        for _ in 0..count.min(idle) {
-            self.shared.work.notify_one();
-        }
         for _ in 0..missing.min(MAX_THREADS - self.threads.len()) {
             self.start_thread();
         }
