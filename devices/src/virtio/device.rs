@@ -22,6 +22,14 @@ pub struct HostError {
     pub source: io::Error,
 }
 
+impl HostError {
+    /// The failure `source` of the backend `what`.
+    pub fn new(what: impl Into<String>, source: io::Error) -> Self {
+        let what = what.into();
+        Self { what, source }
+    }
+}
+
 /// What driver and device agreed on when the device started.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Negotiated {

@@ -7,14 +7,12 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use vmm_sys_util::eventfd::EventFd;
-
-use super::device::{Device, HostError, QueueInterrupt, QueueStart};
+use super::device::{Device, HostError, QueueStart};
 use super::id::DeviceId;
 use super::info::{DefaultVectors, DeviceInfo, Host, class};
 use super::options::{ConfigError, OptionKind, OptionSpec, Options};
 use super::transport::features::FaceDifferences;
-use super::virtq::{QueueState, Virtq};
+use super::virtq::QueueState;
 use crate::io_thread::{IoThreads, Worker, WorkerHandle};
 
 /// The row of the table.
@@ -72,22 +70,18 @@ impl Device for Rng {
     fn read_config(&self, _offset: u32, _data: &mut [u8]) {}
 
     fn start_queue(&mut self, start: QueueStart) -> Result<(), HostError> {
-        let filler = Filler {
-            ring: start.ring,
-            kick: start.kick,
-            interrupt: start.interrupt,
+        let thread = self.threads.for_queue(start.index);
+        let handle = thread.add(Filler {
+            queue: start,
             source: self.source.clone(),
-        };
-        let handle = self.threads.for_queue(start.index).add(filler);
-        self.worker = Some(handle.map_err(|source| HostError {
-            what: "virtio-rng".to_owned(),
-            source,
-        })?);
+            failed: false,
+        });
+        self.worker = Some(handle.map_err(|source| HostError::new("virtio-rng", source))?);
         Ok(())
     }
 
     fn stop_queue(&mut self, _index: u16) -> Option<QueueState> {
-        Some(self.worker.take()?.stop().ok()?.ring.stop())
+        Some(self.worker.take()?.stop().ok()?.queue.ring.stop())
     }
 
     fn reset(&mut self) {}
@@ -95,15 +89,15 @@ impl Device for Rng {
 
 /// The queue on its I/O thread.
 struct Filler {
-    ring: Virtq,
-    kick: Arc<EventFd>,
-    interrupt: QueueInterrupt,
+    queue: QueueStart,
     source: Arc<File>,
+    /// The source failed the last time; the user knows.
+    failed: bool,
 }
 
 impl Worker for Filler {
     fn sources(&self) -> Vec<(RawFd, u32)> {
-        vec![(self.kick.as_raw_fd(), 0)]
+        vec![(self.queue.kick.as_raw_fd(), 0)]
     }
 
     fn edge_triggered(&self) -> bool {
@@ -117,40 +111,42 @@ impl Worker for Filler {
     /// Fills as many buffers as the queue can hold, and no more, however fast the driver posts
     /// them.
     fn poll(&mut self) -> bool {
-        if !self.ring.has_available() {
+        let ring = &mut self.queue.ring;
+        if !ring.has_available() {
             return false;
         }
-        self.ring.disable_notify();
-        for _ in 0..self.ring.size() {
-            match self.ring.pop() {
+        ring.disable_notify();
+        for _ in 0..ring.size() {
+            match ring.pop() {
                 Ok(Some(chain)) => {
                     let mut writer = chain.writer();
                     let filled = writer.fill_from(&mut self.source.as_ref(), MAX_FILL);
-                    filled
-                        .inspect_err(|error| tracing::error!("virtio-rng: no random bytes: {error}"))
-                        .ok();
+                    if let (Err(error), false) = (&filled, self.failed) {
+                        tracing::error!("virtio-rng: no random bytes: {error}");
+                    }
+                    self.failed = filled.is_err();
                     let written = writer.written();
-                    self.ring.push(chain, written);
+                    ring.push(chain, written);
                 }
                 Ok(None) => break,
                 Err(fault) => tracing::debug!(rule = fault.rule(), "virtio-rng: {fault}"),
             }
         }
-        if self.ring.publish() {
-            self.interrupt.signal();
+        if ring.publish() {
+            self.queue.interrupt.signal();
         }
-        if self.ring.is_broken() {
-            self.interrupt.broken();
+        if ring.is_broken() {
+            self.queue.interrupt.broken();
         }
         true
     }
 
     fn before_sleep(&mut self) -> bool {
-        self.ring.enable_notify()
+        self.queue.ring.enable_notify()
     }
 
     fn panicked(&mut self) {
-        self.interrupt.broken();
+        self.queue.interrupt.broken();
     }
 }
 

@@ -138,6 +138,15 @@ fn a_vector_that_was_taken_away_is_silent() {
 }
 
 #[test]
+fn a_queue_that_is_reset_loses_its_vector() {
+    let mut bench = with_msix();
+    bench.set_modern(common::QUEUE_RESET, 2, 1);
+    bench.set_up_queue(0, 0x1_0000);
+    bench.signal_queue(0);
+    assert!(bench.sent().is_empty());
+}
+
+#[test]
 fn reset_takes_vectors_away_on_both_faces() {
     let mut bench = with_msix();
     bench.set_status(0);

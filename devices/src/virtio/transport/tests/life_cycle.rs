@@ -87,6 +87,32 @@ fn driver_ok_can_be_taken_back_and_given_again() {
 }
 
 #[test]
+fn a_queue_that_was_stopped_goes_on_where_it_was() {
+    let mut bench = Bench::new();
+    bench.bring_up();
+    // Three chains at head 0, 1, 2, of one buffer each.
+    for head in 0..3u16 {
+        let descriptor = 0x1_0000 + 16 * u64::from(head);
+        bench.poke(descriptor, 0x8000);
+        bench.poke(descriptor + 8, 64);
+        bench.poke(0x1_1004 + 2 * u64::from(head), head);
+    }
+    bench.poke(0x1_1002, 3);
+    bench.serve();
+    bench.set_status(AGREED);
+    bench.set_status(READY);
+    let expected = QueueState {
+        next_avail: 3,
+        next_used: 3,
+        broken: false,
+    };
+    assert_eq!(bench.shared.queues.lock().unwrap()[&0].ring.state(), expected);
+    bench.bring_up();
+    let fresh = QueueState::default();
+    assert_eq!(bench.shared.queues.lock().unwrap()[&0].ring.state(), fresh);
+}
+
+#[test]
 fn a_driver_that_fails_stops_the_device_until_it_resets_it() {
     let mut bench = Bench::new();
     bench.bring_up();

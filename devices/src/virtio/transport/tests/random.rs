@@ -80,26 +80,6 @@ impl Bench {
         }
         self.serve();
     }
-
-    /// What the device would do: takes what there is and gives it back.
-    fn serve(&self) {
-        for start in self.shared.queues.lock().unwrap().values_mut() {
-            let mut taken = 0;
-            while let Some(chain) = start.ring.pop().unwrap_or(None) {
-                start.ring.push(chain, 0);
-                taken += 1;
-                if taken > 1000 {
-                    break;
-                }
-            }
-            if start.ring.publish() {
-                start.interrupt.signal();
-            }
-            if start.ring.is_broken() {
-                start.interrupt.broken();
-            }
-        }
-    }
 }
 
 proptest! {
