@@ -50,11 +50,30 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Locks `file` for as long as it is open. File systems without locks are let pass.
+/// The locks on a file, until this is dropped.
+///
+/// They are taken away by hand, because others may keep the file open for a while: the kernel, for
+/// an io_uring that is being taken down, or a process that was forked off and is not another
+/// program yet.
+#[derive(Debug, Default)]
+pub struct Lock(Option<File>);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let Some(file) = &self.0 else { return };
+        for byte in [HELD + READ, HELD + WRITE, REFUSED + WRITE, REFUSED + RESIZE] {
+            // If it does not work, the locks go with the file.
+            let _ = control(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte);
+        }
+    }
+}
+
+/// Locks `file`. File systems without locks are let pass.
 ///
 /// # Errors
 /// Somebody holds a lock that does not go with it.
-pub fn lock(file: &File, access: Access) -> Result<(), Holder> {
+pub fn lock(file: &File, access: Access) -> Result<Lock, Holder> {
+    let lock = Lock(file.try_clone().ok());
     let held: &[i64] = match access {
         Access::Read => &[READ],
         Access::Write => &[READ, WRITE],
@@ -72,7 +91,7 @@ pub fn lock(file: &File, access: Access) -> Result<(), Holder> {
             }
             Err(error) => {
                 tracing::warn!("image files cannot be locked here: {error}");
-                return Ok(());
+                return Ok(lock);
             }
         }
     }
@@ -86,16 +105,7 @@ pub fn lock(file: &File, access: Access) -> Result<(), Holder> {
             return Err(holder);
         }
     }
-    Ok(())
-}
-
-/// Takes the locks away before the file is closed for good: others may hold on to it for a while,
-/// as the kernel does for an io_uring that is being taken down.
-pub fn unlock(file: &File) {
-    for byte in [HELD + READ, HELD + WRITE, REFUSED + WRITE, REFUSED + RESIZE] {
-        // If it does not work, the locks go with the file.
-        let _ = control(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte);
-    }
+    Ok(lock)
 }
 
 /// Who would keep us from locking a byte in this way.
@@ -144,18 +154,25 @@ mod tests {
     #[test]
     fn one_writer_or_many_readers() {
         let image = TempFile::new().unwrap();
-        let writer = open(&image);
-        lock(&writer, Access::Write).unwrap();
-        assert_eq!(lock(&open(&image), Access::Write), Err(Holder::Unknown));
-        assert_eq!(lock(&open(&image), Access::Read), Err(Holder::Unknown));
+        let take = |access| lock(&open(&image), access);
+        let writer = take(Access::Write).unwrap();
+        assert_eq!(take(Access::Write).unwrap_err(), Holder::Unknown);
+        assert_eq!(take(Access::Read).unwrap_err(), Holder::Unknown);
         drop(writer);
 
-        let (first, second) = (open(&image), open(&image));
-        lock(&first, Access::Read).unwrap();
-        lock(&second, Access::Read).unwrap();
-        assert_eq!(lock(&open(&image), Access::Write), Err(Holder::Unknown));
-        drop((first, second));
+        let readers = [take(Access::Read).unwrap(), take(Access::Read).unwrap()];
+        assert_eq!(take(Access::Write).unwrap_err(), Holder::Unknown);
+        drop(readers);
+        take(Access::Write).unwrap();
+    }
+
+    #[test]
+    fn a_lock_goes_though_the_file_stays_open() {
+        let image = TempFile::new().unwrap();
+        let file = open(&image);
+        drop(lock(&file, Access::Write).unwrap());
         lock(&open(&image), Access::Write).unwrap();
+        drop(file);
     }
 
     #[test]
@@ -174,6 +191,6 @@ mod tests {
         assert_eq!(result, 0);
         // A lock of the process itself is no obstacle to F_SETLK, but it is to an open file's.
         let result = lock(&open(&image), Access::Read);
-        assert_eq!(result, Err(Holder::Process(std::process::id().cast_signed())));
+        assert_eq!(result.unwrap_err(), Holder::Process(std::process::id().cast_signed()));
     }
 }

@@ -17,7 +17,7 @@ use super::transfer::Transfer;
 use crate::virtio::options::ConfigError;
 
 pub use format::{Found, identify};
-pub use lock::{Access, Holder, lock, unlock};
+pub use lock::{Access, Holder, Lock, lock};
 pub use null::NullImage;
 pub use qcow2::Qcow2Image;
 pub use raw::RawImage;
@@ -77,7 +77,7 @@ pub fn open(config: &BlockConfig) -> Result<Arc<dyn Image>, ConfigError> {
         ConfigError::refused(&subject, format!("cannot be opened: {error}"), remedy)
     })?;
     let access = if config.readonly { Access::Read } else { Access::Write };
-    lock(&file, access).map_err(|holder| {
+    let lock = lock(&file, access).map_err(|holder| {
         let remedy = "close it there, or open the image with readonly=on on both sides";
         ConfigError::refused(&subject, format!("locked by {holder}"), remedy)
     })?;
@@ -88,10 +88,10 @@ pub fn open(config: &BlockConfig) -> Result<Arc<dyn Image>, ConfigError> {
         ImageFormat::Auto => detect(&subject, &config.path)?,
     };
     if is_qcow2 {
-        let image = Qcow2Image::open(file, &config.path, !config.readonly, direct).map_err(host)?;
+        let image = Qcow2Image::open(file, lock, &config.path, !config.readonly, direct).map_err(host)?;
         return Ok(Arc::new(image));
     }
-    Ok(Arc::new(RawImage::new(file, direct).map_err(host)?))
+    Ok(Arc::new(RawImage::new(file, lock, direct).map_err(host)?))
 }
 
 /// Whether a file of unknown format is qcow2. A raw disk is never guessed, and neither is a qcow2

@@ -15,13 +15,13 @@ use imago::raw::Raw;
 use imago::{FormatAccess, StorageOpenOptions};
 use vm_memory::VolatileSlice;
 
-use super::{Access, Image, lock, open_file};
+use super::{Access, Image, Lock, lock, open_file};
 use crate::virtio::block::request::{HEADER_BYTES, Op, Range};
 use crate::virtio::block::transfer::{Transfer, zeroes};
 use crate::virtio::virtq::Chain;
 
 /// The most images on top of each other. A chain that is longer is one that bites its tail.
-const MAX_CHAIN: u32 = 64;
+const MAX_CHAIN: usize = 64;
 
 /// An image and, below it, the images it builds on. Those are open for reading only.
 #[derive(Debug)]
@@ -29,19 +29,27 @@ pub struct Qcow2Image {
     /// Discarding wants it alone; everything else goes on side by side.
     image: RwLock<FormatAccess<Storage>>,
     path: PathBuf,
+    /// One for each file. They go when the image has been closed, because fields are dropped in
+    /// order.
+    _locks: Vec<Lock>,
 }
 
 impl Qcow2Image {
-    /// Opens the image in `file`, which was opened at `path` in the way that `write` and `direct`
-    /// say, and all images below it. The formats of those are never guessed.
+    /// Opens the image in `file`, which was locked, and opened at `path` in the way that `write`
+    /// and `direct` say, and all images below it. The formats of those are never guessed.
     ///
     /// # Errors
     /// It is no image that we can read, or one below it is not.
-    pub fn open(file: File, path: &Path, write: bool, direct: bool) -> io::Result<Self> {
-        let image = open_layer(file, path, write, direct, MAX_CHAIN)?;
+    pub fn open(file: File, lock: Lock, path: &Path, write: bool, direct: bool) -> io::Result<Self> {
+        let mut chain = Opening {
+            direct,
+            locks: vec![lock],
+        };
+        let image = chain.open_layer(file, path, write)?;
         Ok(Self {
             image: RwLock::new(image),
             path: path.to_owned(),
+            _locks: chain.locks,
         })
     }
 
@@ -162,64 +170,66 @@ fn ignore_unsupported(result: io::Result<()>) -> io::Result<bool> {
     }
 }
 
-fn open_layer(file: File, path: &Path, write: bool, direct: bool, depth: u32) -> io::Result<FormatAccess<Storage>> {
-    let mut image: Qcow2<Storage> = Qcow2::open_image(storage(file, path, write, direct)?, write)?;
-    if image.requires_external_data_file() {
-        return Err(refuse(path, "has its data in another file, which is not supported"));
-    }
-    image.set_data_file(None);
-    let backing = match image.implicit_backing_file() {
-        None => None,
-        Some(name) => {
-            let format = image.implicit_backing_format().map(String::as_str);
-            Some(open_backing(path, name, format, direct, depth)?)
-        }
-    };
-    image.set_backing(backing);
-    Ok(FormatAccess::new(image))
-}
-
-fn open_backing(
-    above: &Path,
-    name: &str,
-    format: Option<&str>,
+/// A chain of images that is being opened, from the top down.
+struct Opening {
     direct: bool,
-    depth: u32,
-) -> io::Result<FormatAccess<Storage>> {
-    let depth = depth
-        .checked_sub(1)
-        .ok_or_else(|| refuse(above, "has too many images below it, or itself"))?;
-    // A relative name is relative to the image that has it.
-    let path = above
-        .parent()
-        .unwrap_or(Path::new(""))
-        .join(name.strip_prefix("file:").unwrap_or(name));
-    let file = open_file(&path, false, direct).map_err(|error| refuse(&path, error))?;
-    lock(&file, Access::Read).map_err(|holder| refuse(&path, format!("is locked by {holder}")))?;
-    match format {
-        Some("qcow2") => open_layer(file, &path, false, direct, depth),
-        Some("raw" | "file") => Ok(FormatAccess::new(Raw::open_image(
-            storage(file, &path, false, direct)?,
-            false,
-        )?)),
-        Some(other) => Err(refuse(
-            &path,
-            format!("has the format '{other}', which is not supported"),
-        )),
-        None => Err(refuse(
-            above,
-            format!(
-                "does not say the format of its backing file; say it with 'qemu-img rebase -u -b {name} -F FORMAT'"
-            ),
-        )),
-    }
+    /// One for each file so far.
+    locks: Vec<Lock>,
 }
 
-fn storage(file: File, path: &Path, write: bool, direct: bool) -> io::Result<Storage> {
-    Storage::from_open_file(
-        file,
-        StorageOpenOptions::new().filename(path).write(write).direct(direct),
-    )
+impl Opening {
+    fn open_layer(&mut self, file: File, path: &Path, write: bool) -> io::Result<FormatAccess<Storage>> {
+        let mut image: Qcow2<Storage> = Qcow2::open_image(self.storage(file, path, write)?, write)?;
+        if image.requires_external_data_file() {
+            return Err(refuse(path, "has its data in another file, which is not supported"));
+        }
+        image.set_data_file(None);
+        let format = image.implicit_backing_format().map(String::as_str);
+        let backing = match image.implicit_backing_file() {
+            None => None,
+            Some(name) => Some(self.open_backing(path, name, format)?),
+        };
+        image.set_backing(backing);
+        Ok(FormatAccess::new(image))
+    }
+
+    fn open_backing(&mut self, above: &Path, name: &str, format: Option<&str>) -> io::Result<FormatAccess<Storage>> {
+        if self.locks.len() > MAX_CHAIN {
+            return Err(refuse(above, "has too many images below it, or itself"));
+        }
+        // A relative name is relative to the image that has it.
+        let name = name.strip_prefix("file:").unwrap_or(name);
+        let path = above.parent().unwrap_or(Path::new("")).join(name);
+        let file = open_file(&path, false, self.direct).map_err(|error| refuse(&path, error))?;
+        let lock = lock(&file, Access::Read);
+        self.locks
+            .push(lock.map_err(|holder| refuse(&path, format_args!("is locked by {holder}")))?);
+        match format {
+            Some("qcow2") => self.open_layer(file, &path, false),
+            Some("raw" | "file") => {
+                let image = Raw::open_image(self.storage(file, &path, false)?, false)?;
+                Ok(FormatAccess::new(image))
+            }
+            Some(other) => Err(refuse(
+                &path,
+                format_args!("has the format '{other}', which is not supported"),
+            )),
+            None => Err(refuse(
+                above,
+                format_args!(
+                    "does not say the format of its backing file; say it with 'qemu-img rebase -u -b {name} -F FORMAT'"
+                ),
+            )),
+        }
+    }
+
+    fn storage(&self, file: File, path: &Path, write: bool) -> io::Result<Storage> {
+        let options = StorageOpenOptions::new()
+            .filename(path)
+            .write(write)
+            .direct(self.direct);
+        Storage::from_open_file(file, options)
+    }
 }
 
 fn refuse(path: &Path, problem: impl std::fmt::Display) -> io::Error {

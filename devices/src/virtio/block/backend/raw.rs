@@ -7,7 +7,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock};
 
-use super::{Image, unlock};
+use super::{Image, Lock};
 use crate::virtio::block::SECTOR;
 use crate::virtio::block::request::{HEADER_BYTES, Op, Range};
 use crate::virtio::block::transfer::Transfer;
@@ -27,24 +27,26 @@ pub struct RawImage {
     /// Taken for writing by what reads, changes and writes a block that the guest wrote only a part
     /// of; for reading by all else, while there can be such.
     partial_blocks: RwLock<()>,
+    _lock: Lock,
 }
 
 impl RawImage {
-    /// The disk in `file`, which is open with O_DIRECT if `direct`.
+    /// The disk in `file`, which is open with O_DIRECT if `direct` and locked by `lock`.
     ///
     /// # Errors
     /// It is no file that can be read at an offset.
-    pub fn new(file: File, direct: bool) -> io::Result<Self> {
+    pub fn new(file: File, lock: Lock, direct: bool) -> io::Result<Self> {
         let alignment = if direct { probe_alignment(&file)? } else { 1 };
-        Ok(Self::with_alignment(file, alignment))
+        Ok(Self::with_alignment(file, lock, alignment))
     }
 
     /// The disk in `file`, whose calls have to be aligned to `alignment` bytes.
-    pub(in crate::virtio::block) fn with_alignment(file: File, alignment: usize) -> Self {
+    pub(in crate::virtio::block) fn with_alignment(file: File, lock: Lock, alignment: usize) -> Self {
         Self {
             file,
             alignment,
             partial_blocks: RwLock::default(),
+            _lock: lock,
         }
     }
 
@@ -157,12 +159,6 @@ impl Image for RawImage {
         } else {
             Err(io::ErrorKind::InvalidInput.into())
         }
-    }
-}
-
-impl Drop for RawImage {
-    fn drop(&mut self) {
-        unlock(&self.file);
     }
 }
 

@@ -151,6 +151,9 @@ impl Drop for UringEngine {
             self.wait();
             self.reap(&mut done);
         }
+        // The kernel takes the ring down some time after it is closed; it is not to hold on to the
+        // image until then. If it does not work, the image stays open that much longer.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 

@@ -9,7 +9,7 @@ use proptest::strategy::Just;
 use proptest::test_runner::TestCaseError;
 use proptest::{prop_assert_eq, proptest};
 
-use crate::virtio::block::backend::RawImage;
+use crate::virtio::block::backend::{Lock, RawImage};
 use crate::virtio::block::options::{CacheMode, DetectZeroes};
 
 use super::*;
@@ -83,7 +83,7 @@ fn a_part_of_a_sector_at_the_end_reads_as_zeroes_behind_it() {
 fn blocks_larger_than_a_sector_are_read_changed_and_written() {
     let file = image(1 << 20);
     let open = File::options().read(true).write(true).open(file.as_path()).unwrap();
-    let image = Arc::new(RawImage::with_alignment(open, 4096));
+    let image = Arc::new(RawImage::with_alignment(open, Lock::default(), 4096));
     let mut driver = Driver::on_image(image, &raw(file.as_path()));
     let mut model = std::fs::read(file.as_path()).unwrap();
     for (n, (sector, sectors)) in (0..).zip([(1, 1), (7, 2), (8, 8), (15, 300), (2047, 1), (0, 2048)]) {
@@ -238,7 +238,7 @@ impl SmallFs {
 
 impl Drop for SmallFs {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.as_path()).output();
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.as_path()).output();
     }
 }
 

@@ -194,10 +194,12 @@ fn only_the_request_to_blame_fails_in_a_merged_transfer() {
     let image = Arc::new(Gated::default());
     image.change(|gates| gates.bad.push(12));
     let mut driver = gated(&image);
+    // All of them are there before the queue looks.
+    let state = driver.device.stop_queue(0).unwrap();
     let posted: Vec<Posted> = (10..15)
         .map(|sector| driver.post(0, OUT, sector, &[7; 512], 0))
         .collect();
-    driver.kick(0);
+    driver.start(0, state);
     let statuses: Vec<u8> = posted.into_iter().map(|posted| driver.answer(posted).status).collect();
     assert_eq!(statuses, [OK, OK, IOERR, OK, OK]);
     let state = image.state.lock().unwrap();
