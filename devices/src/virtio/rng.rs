@@ -152,7 +152,7 @@ impl Worker for Filler {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
 
     use std::time::Duration;
 
@@ -218,12 +218,14 @@ mod tests {
         }
 
         fn next_used(&mut self) -> UsedEntry {
-            loop {
+            // Half a minute: whoever waits that long waits for nothing.
+            for _ in 0..30_000 {
                 if let Some(used) = self.driver.next_used() {
                     return used;
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
+            panic!("the buffer never came back");
         }
 
         fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
