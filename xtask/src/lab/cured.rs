@@ -1,8 +1,12 @@
-//! QEMU with a fault of its emulated SVM cured, built once from Debian's source package.
+//! QEMU with two faults of its emulated SVM cured, built once from Debian's source package. Both are in `helper_vmrun`.
 //!
-//! `helper_vmrun` delivers an injected interrupt itself and leaves its number behind as a pending exception. When the
-//! main loop is interrupted before the next exit, it delivers the same interrupt once more, wherever the guest then is,
-//! interrupts enabled or not: now and then a guest locks up for good. One line forgets the number.
+//! It delivers an injected interrupt itself and leaves its number behind as a pending exception. When the main loop is
+//! interrupted before the next exit, it delivers the same interrupt once more, wherever the guest then is, interrupts
+//! enabled or not: now and then a guest locks up for good. One line forgets the number.
+//!
+//! And where a virtual interrupt is pending it sets a bit in `interrupt_request` without the lock under which the main thread
+//! sets others there. When the two meet, the main thread's bit is lost: a timer interrupt waits in the local APIC for ever,
+//! and the whole emulated machine sleeps on. It must hold the lock.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,12 +17,32 @@ use crate::packages::{self, Candidate};
 use crate::tool;
 
 /// Names the patch and the configuration below in the cache; to be changed with them.
-const PATCH_KEY: &str = "vmrun1";
+const PATCH_KEY: &str = "vmrun2";
 
-/// After this line ...
-const ANCHOR: &str = "do_interrupt_x86_hardirq(env, vector, 1);";
-/// ... this one is inserted.
-const CURE: &str = "cs->exception_index = -1;";
+/// A line of the source, and what is put round it.
+struct Cure {
+    line: &'static str,
+    before: Option<&'static str>,
+    after: Option<&'static str>,
+}
+
+const CURES: [Cure; 3] = [
+    Cure {
+        line: "do_interrupt_x86_hardirq(env, vector, 1);",
+        before: None,
+        after: Some("cs->exception_index = -1;"),
+    },
+    Cure {
+        line: "cs->interrupt_request |= CPU_INTERRUPT_VIRQ;",
+        before: Some("qemu_mutex_lock_iothread();"),
+        after: Some("qemu_mutex_unlock_iothread();"),
+    },
+    Cure {
+        line: "#include \"qemu/log.h\"",
+        before: None,
+        after: Some("#include \"qemu/main-loop.h\""),
+    },
+];
 
 /// The folders of emulated SVM in the versions of QEMU, and the file in them.
 const SVM_FOLDERS: [&str; 2] = ["target/i386/tcg/sysemu", "target/i386/tcg/system"];
@@ -136,7 +160,7 @@ impl CuredQemu {
         tool::output(&mut unpack)?;
         patch(&cured.source_folder())?;
         cured.build()?;
-        fs::write(cured.marker(), CURE).during(|| format!("writing {}", cured.marker().display()))?;
+        fs::write(cured.marker(), PATCH_KEY).during(|| format!("writing {}", cured.marker().display()))?;
         Ok(cured)
     }
 
@@ -242,28 +266,38 @@ fn patch(source: &Path) -> Result<()> {
         .find(|file| file.is_file())
         .ok_or_else(|| Error::Other(format!("no {SVM_FILE} in {}", source.display())))?;
     let text = fs::read_to_string(&file).during(|| format!("reading {}", file.display()))?;
-    let cured = cure(&text).ok_or_else(|| {
-        Error::Other(format!(
-            "{} does not have the line `{ANCHOR}` exactly once",
-            file.display()
-        ))
-    })?;
+    let mut cured = text;
+    for cure in &CURES {
+        cured = cure.apply(&cured).ok_or_else(|| {
+            Error::Other(format!(
+                "{} does not have the line `{}` exactly once",
+                file.display(),
+                cure.line
+            ))
+        })?;
+    }
     fs::write(&file, cured).during(|| format!("writing {}", file.display()))
 }
 
-/// Inserts the cure after the anchor's line, in its indentation.
-fn cure(text: &str) -> Option<String> {
-    if text.matches(ANCHOR).count() != 1 {
-        return None;
-    }
-    let mut cured = String::with_capacity(text.len() + 64);
-    for line in text.split_inclusive('\n') {
-        cured.push_str(line);
-        if let Some((indentation, _)) = line.split_once(ANCHOR) {
-            cured.push_str(&format!("{indentation}{CURE}\n"));
+impl Cure {
+    /// The text with the lines put in, in the indentation of the line that they go with; `None` where there is not just one such line.
+    fn apply(&self, text: &str) -> Option<String> {
+        if text.matches(self.line).count() != 1 {
+            return None;
         }
+        let mut cured = String::with_capacity(text.len() + 128);
+        for line in text.split_inclusive('\n') {
+            let Some((indentation, _)) = line.split_once(self.line) else {
+                cured.push_str(line);
+                continue;
+            };
+            let added = |line: Option<&str>| line.map_or(String::new(), |line| format!("{indentation}{line}\n"));
+            cured += &added(self.before);
+            cured += line;
+            cured += &added(self.after);
+        }
+        Some(cured)
     }
-    Some(cured)
 }
 
 #[cfg(test)]
@@ -271,18 +305,22 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    const CURE: Cure = Cure {
+        line: "f(1);",
+        before: Some("lock();"),
+        after: Some("unlock();"),
+    };
+
     #[test]
-    fn the_cure_follows_the_delivery_of_the_interrupt() {
-        let text = "  case INTR:\n    do_interrupt_x86_hardirq(env, vector, 1);\n    break;\n";
-        let expected =
-            "  case INTR:\n    do_interrupt_x86_hardirq(env, vector, 1);\n    cs->exception_index = -1;\n    break;\n";
-        assert_eq!(cure(text).unwrap(), expected);
+    fn a_cure_goes_round_its_line() {
+        let expected = "  case A:\n    lock();\n    f(1);\n    unlock();\n    break;\n";
+        assert_eq!(CURE.apply("  case A:\n    f(1);\n    break;\n").unwrap(), expected);
     }
 
     #[test]
     fn a_source_that_looks_different_is_refused() {
-        assert_eq!(cure("nothing here\n"), None);
-        assert_eq!(cure(&format!("{ANCHOR}\n{ANCHOR}\n")), None);
+        assert_eq!(CURE.apply("nothing here\n"), None);
+        assert_eq!(CURE.apply("f(1);\nf(1);\n"), None);
     }
 
     #[test]
@@ -300,6 +338,6 @@ mod tests {
 
     #[test]
     fn the_build_is_named_by_version_and_patch() {
-        assert_eq!(name("1:7.2+dfsg-7+deb12u18"), "qemu-7.2+dfsg-7+deb12u18-vmrun1");
+        assert_eq!(name("1:7.2+dfsg-7+deb12u18"), "qemu-7.2+dfsg-7+deb12u18-vmrun2");
     }
 }
