@@ -36,6 +36,21 @@ pub struct MachineConfig {
     pub debug_exit: Option<u16>,
     /// Who places BARs.
     pub pci_resources: PciResources,
+    /// Virtio devices, in the order of their slots.
+    pub devices: Vec<DeviceConfig>,
+    /// Names of the I/O threads that serve them; one is made when none is named.
+    pub io_threads: Vec<String>,
+}
+
+/// A virtio device as the user wrote it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceConfig {
+    /// A name of the table of devices, for instance `virtio-blk-pci`.
+    pub name: String,
+    /// `key=value` pairs, separated by commas.
+    pub options: String,
+    /// The key that a first value without one belongs to.
+    pub implied_key: Option<&'static str>,
 }
 
 /// The most virtual CPUs of a machine. APIC ids above 254 would need interrupt remapping.
@@ -71,6 +86,8 @@ impl MachineConfig {
             end_at_reset: false,
             debug_exit: None,
             pci_resources: PciResources::default(),
+            devices: Vec::new(),
+            io_threads: Vec::new(),
         }
     }
 
@@ -99,6 +116,17 @@ impl MachineConfig {
     #[must_use]
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
+        self
+    }
+
+    /// Adds a device of the table, with its options: `device("virtio-blk-pci", "path=root.img,format=raw")`.
+    #[must_use]
+    pub fn device(mut self, name: impl Into<String>, options: impl Into<String>) -> Self {
+        self.devices.push(DeviceConfig {
+            name: name.into(),
+            options: options.into(),
+            implied_key: None,
+        });
         self
     }
 

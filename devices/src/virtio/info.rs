@@ -71,7 +71,7 @@ impl Host {
             return Ok(self.io_threads.clone());
         };
         let problem = || format!("iothread={name}: there is no such I/O thread");
-        let remedy = || format!("add --object iothread,id={name}");
+        let remedy = || format!("add --iothread {name}");
         let found = self.io_threads.named(name);
         found.ok_or_else(|| ConfigError::refused(subject, problem(), remedy()))
     }

@@ -5,8 +5,6 @@ use tests::report::Report;
 use vmm::config::{MachineConfig, PciResources};
 use vmm::machine::Outcome;
 
-use crate::each_kernel;
-
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 

@@ -7,7 +7,6 @@ use vmm::machine::console::Console;
 use vmm::machine::{Machine, Outcome};
 
 use crate::boot::{assert_machine, run};
-use crate::each_kernel;
 
 each_kernel! {
     a_reboot_ends_a_machine_that_must_not_reboot(kernel) {

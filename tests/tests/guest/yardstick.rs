@@ -4,7 +4,6 @@ use tests::report::Report;
 use tests::{guest, qemu};
 
 use crate::boot::run;
-use crate::each_kernel;
 
 /// Bytes of configuration space that may differ: function, first offset, length, why.
 const ALLOWED: [(&str, usize, usize, &str); 1] = [(

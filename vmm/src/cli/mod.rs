@@ -64,6 +64,18 @@ struct RunArgs {
     #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, value_parser = parse_port,
           default_missing_value = "0x501")]
     debug_exit: Option<u16>,
+    /// A disk: path=FILE or null-co://, format=raw|qcow2 and more, see 'innkeeper devices'; in the order of slots, several times
+    #[arg(long, value_name = "OPTIONS")]
+    disk: Vec<String>,
+    /// A source of random numbers; see 'innkeeper devices' for its options
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    rng: Vec<String>,
+    /// Any device by its name in 'innkeeper devices', with its options: NAME[,key=value...]; several times
+    #[arg(long, value_name = "DEVICE")]
+    device: Vec<String>,
+    /// An I/O thread for devices to run on; several times
+    #[arg(long, value_name = "NAME")]
+    iothread: Vec<String>,
     /// Who places the BARs of PCI devices: firmware (before the kernel starts) or guest
     #[arg(long, value_name = "WHO", value_enum, default_value_t)]
     pci_resources: ResourcesArg,
@@ -174,6 +186,7 @@ fn devices() -> ExitCode {
     for row in crate::machine::FIXED_FUNCTIONS {
         println!("{row}");
     }
+    println!("\n{}", devices::virtio::info::Table);
     ExitCode::SUCCESS
 }
 

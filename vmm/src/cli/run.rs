@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::exit::{self, Failure};
 use super::terminal::RawMode;
 use super::{RunArgs, SerialTarget};
-use crate::config::MachineConfig;
+use crate::config::{DeviceConfig, MachineConfig};
 use crate::machine::console::Console;
 use crate::machine::{Machine, Outcome, StartError};
 use crate::signals::Signals;
@@ -73,6 +73,8 @@ fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
     config.end_at_reset = args.no_reboot;
     config.debug_exit = args.debug_exit;
     config.pci_resources = args.pci_resources.into();
+    config.io_threads = args.iothread;
+    config.devices = devices(&args.disk, &args.rng, &args.device);
     config.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     let serial = match args.serial {
         SerialTarget::Stdio => Console::stdio(std::io::IsTerminal::is_terminal(&std::io::stdin())),
@@ -82,6 +84,30 @@ fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
         SerialTarget::Socket(path) => Console::socket(&path),
     };
     Ok((config, serial.map_err(|error| Failure::Usage(error.to_string()))?))
+}
+
+/// Disks first, then sources of random numbers, then what was named by its name: the order of their slots.
+fn devices(disks: &[String], rngs: &[String], named: &[String]) -> Vec<DeviceConfig> {
+    let short = |name: &'static str, implied_key| {
+        move |options: &String| DeviceConfig {
+            name: name.into(),
+            options: options.clone(),
+            implied_key,
+        }
+    };
+    let named = named.iter().map(|text| {
+        let (name, options) = text.split_once(',').unwrap_or((text, ""));
+        DeviceConfig {
+            name: name.into(),
+            options: options.into(),
+            implied_key: None,
+        }
+    });
+    let disks = disks.iter().map(short("virtio-blk-pci", Some("path")));
+    disks
+        .chain(rngs.iter().map(short("virtio-rng-pci", None)))
+        .chain(named)
+        .collect()
 }
 
 /// The command line, with a console on the serial port when there is one and the user named none.

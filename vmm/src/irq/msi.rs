@@ -34,6 +34,9 @@ pub enum RouteError {
     /// KVM refused the table
     #[error("KVM refused the interrupt routes: {0}")]
     Kvm(kvm_ioctls::Error),
+    /// No event descriptor is left
+    #[error("no event descriptor for an interrupt: {0}; raise the limit of open files (ulimit -n)")]
+    Event(std::io::Error),
 }
 
 /// The route table of one machine: the fixed routes of the PIC and the IOAPIC, and one for each message.

@@ -8,6 +8,7 @@ use pci::bus::BusChanges;
 use pci::mechanism1::ConfigPorts;
 use pci::{Address, Bus, Change, Space};
 
+use super::wiring::Wiring;
 use crate::irq::Lines;
 
 /// A port device as several owners share it.
@@ -37,18 +38,20 @@ pub struct Board {
     pci: Bus,
     mechanism1: Mutex<ConfigPorts>,
     lines: Arc<Lines>,
+    wiring: Option<Arc<dyn Wiring>>,
     config_accesses: AtomicU64,
     bar_accesses: AtomicU64,
 }
 
 impl Board {
-    /// A board with an empty PCI bus, whose interrupts go to `lines`.
-    pub fn new(lines: Arc<Lines>, bus: Bus) -> Self {
+    /// A board with the functions of `bus`, whose interrupts go to `lines`. Without `wiring` every kick is an access to its function.
+    pub fn new(lines: Arc<Lines>, bus: Bus, wiring: Option<Arc<dyn Wiring>>) -> Self {
         Self {
             ports: RwLock::default(),
             pci: bus,
             mechanism1: Mutex::default(),
             lines,
+            wiring,
             config_accesses: AtomicU64::new(0),
             bar_accesses: AtomicU64::new(0),
         }
@@ -131,6 +134,20 @@ impl Board {
         self.apply_all(self.pci.reset());
     }
 
+    /// Takes every function off the bus. Their queues are stopped and drained, and their backends closed, when this returns.
+    pub fn unplug_all(&self) {
+        for address in self.pci.addresses() {
+            if let Some((function, _)) = self.pci.remove(address) {
+                pci::bus::lock(&function).reset();
+            }
+        }
+    }
+
+    /// Messages of MSI-X sent so far.
+    pub fn messages(&self) -> u64 {
+        self.wiring.as_ref().map_or(0, |wiring| wiring.messages())
+    }
+
     /// Accesses by device so far.
     pub fn accesses(&self) -> Vec<(String, u64)> {
         let ports = self.ports.read().unwrap_or_else(PoisonError::into_inner);
@@ -184,15 +201,16 @@ impl Board {
             .for_each(|(address, change)| self.apply(address, change));
     }
 
-    fn apply(&self, _address: Address, change: Change) {
+    fn apply(&self, address: Address, change: Change) {
         match change {
             Change::PirqRouted { pirq, irq } => self.lines.route_pirq(pirq, irq),
             Change::PmBase(base) => self.move_ports(PM_BLOCK, base),
-            Change::Mapped(_)
-            | Change::Unmapped(_)
-            | Change::MsixControl { .. }
-            | Change::MsixVector(_)
-            | Change::IntxDisabled(_) => {}
+            Change::Mapped(_) | Change::Unmapped(_) | Change::MsixControl { .. } | Change::MsixVector(_) => {
+                if let Some(wiring) = &self.wiring {
+                    wiring.changed(&self.pci, address, change);
+                }
+            }
+            Change::IntxDisabled(_) => {}
         }
     }
 

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::StartError;
 use super::board::{Board, PM_BLOCK, PM_PORTS};
 use super::console::{Console, Input};
+use super::wiring::Wiring;
 use crate::config::{MachineConfig, PciResources};
 use crate::irq::{Gsi, Input as LineInput, Lines};
 use crate::kvm::{KvmError, Vm};
@@ -84,6 +85,7 @@ impl Platform {
         layout: &Layout,
         vm: &Vm,
         lines: Arc<Lines>,
+        wiring: Arc<dyn Wiring>,
         console: Console,
     ) -> Result<(Self, Board), StartError> {
         let Console { output, input, .. } = console;
@@ -107,7 +109,7 @@ impl Platform {
             cmos: shared(cmos),
             input,
         };
-        let board = Board::new(lines, bus);
+        let board = Board::new(lines, bus, Some(wiring));
         board.add_ports(
             "keyboard controller",
             port::KEYBOARD,

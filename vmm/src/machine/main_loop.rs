@@ -77,6 +77,7 @@ impl MainLoop {
             // A panicked thread has ended the machine with a message of its own.
             let _ = cpu.join();
         }
+        self.shared.board.unplug_all();
         lock(&self.platform.serial).close_output(LAST_WORDS);
     }
 

@@ -6,8 +6,10 @@ mod control;
 mod cpu;
 mod fixed;
 mod main_loop;
+mod plug;
 mod serial_feed;
 mod stats;
+pub mod wiring;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +29,7 @@ use self::control::Control;
 use self::fixed::Platform;
 use self::main_loop::MainLoop;
 use self::stats::ExitCounters;
+use self::wiring::KvmWiring;
 use crate::boot::{BootConfig, BootError, Image, tables};
 use crate::config::{ConfigError, MachineConfig};
 use crate::irq::Lines;
@@ -73,6 +76,9 @@ pub enum StartError {
     /// The host's KVM interprets kernel code
     #[error("{0}")]
     Ring0(Ring0),
+    /// A device's options, or its backend
+    #[error(transparent)]
+    Device(#[from] devices::virtio::options::ConfigError),
     /// A device's place on the bus
     #[error(transparent)]
     Bus(#[from] pci::bus::BusError),
@@ -96,7 +102,10 @@ impl StartError {
 
     /// Is it the user's to mend, by another command line or another file?
     pub fn is_users(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Boot(_))
+        matches!(
+            self,
+            Self::Config(_) | Self::Boot(_) | Self::Device(_) | Self::Bus(_) | Self::Resources(_)
+        )
     }
 }
 
@@ -137,7 +146,9 @@ impl Machine {
         let vcpus = create_cpus(&kvm, &vm, &ram, config.cpus)?;
 
         let lines = Lines::new(Arc::clone(vm.fd()) as _);
-        let (platform, board) = Platform::new(&config, ram.layout(), &vm, lines, serial)?;
+        let wiring = Arc::new(KvmWiring::new(Arc::clone(vm.fd())));
+        let (platform, board) = Platform::new(&config, ram.layout(), &vm, lines, Arc::clone(&wiring) as _, serial)?;
+        plug::plug_all(&config, ram.memory(), &board, &wiring)?;
         let control = Control::new(vcpus.len(), config.end_at_reset).map_err(StartError::host("event descriptor"))?;
         let shared = Arc::new(Shared {
             board,
@@ -314,6 +325,7 @@ impl Shared {
         let mut stats = Stats::default();
         stats.devices = self.board.accesses();
         stats.interrupts = self.board.lines().raised();
+        stats.messages = self.board.messages();
         for counters in &self.exits {
             stats.add_exits(counters);
         }

@@ -54,6 +54,8 @@ pub struct Stats {
     pub devices: Vec<(String, u64)>,
     /// Times that a level-triggered interrupt line was raised.
     pub interrupts: u64,
+    /// MSI-X messages that devices sent.
+    pub messages: u64,
     /// From the start of the process's work on this machine to the first entry into the guest.
     pub first_run: Option<Duration>,
     /// From there to the first byte on the serial port.
@@ -97,7 +99,11 @@ impl fmt::Display for Stats {
         for (name, count) in self.devices.iter().filter(|(_, count)| *count > 0) {
             writeln!(f, "  {name}: {count}")?;
         }
-        write!(f, "interrupt lines raised: {}", self.interrupts)
+        write!(
+            f,
+            "interrupt lines raised: {}, messages sent: {}",
+            self.interrupts, self.messages
+        )
     }
 }
 

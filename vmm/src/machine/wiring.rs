@@ -1,0 +1,211 @@
+//! Ties PCI functions to KVM, so that the data path does not pass through a CPU's thread: a kick is an ioeventfd at the address where
+//! the doorbell's BAR is decoded, a message is an irqfd on a GSI that is routed to the message's address and data.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use devices::virtio::interrupt::MsixSender;
+use devices::virtio::transport::Doorbell;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use pci::{Address, Bus, Change, Region, Space};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::irq::{Gsi, MsiMessage, MsiRoutes, RouteError};
+
+/// What makes doorbells and messages work outside the board; without it every kick is an access to the function.
+pub trait Wiring: Send + Sync {
+    /// A function's decode or its MSI-X table changed.
+    fn changed(&self, bus: &Bus, address: Address, change: Change);
+
+    /// Messages sent so far.
+    fn messages(&self) -> u64;
+}
+
+/// The wiring of a machine on KVM.
+pub struct KvmWiring {
+    vm: Arc<VmFd>,
+    routes: Arc<MsiRoutes>,
+    functions: Mutex<BTreeMap<Address, Tied>>,
+    messages: Arc<AtomicU64>,
+}
+
+/// A function and what of it is tied.
+struct Tied {
+    doorbells: Vec<Doorbell>,
+    /// Which doorbells ring at which address now.
+    bound: BTreeMap<usize, u64>,
+    vectors: Arc<Vectors>,
+}
+
+impl KvmWiring {
+    /// Nothing is tied yet.
+    pub fn new(vm: Arc<VmFd>) -> Self {
+        let routes = Arc::new(MsiRoutes::new(Arc::clone(&vm)));
+        Self {
+            vm,
+            routes,
+            functions: Mutex::default(),
+            messages: Arc::default(),
+        }
+    }
+
+    /// The way out for the messages of a function that is about to be built.
+    pub fn vectors(&self) -> Arc<Vectors> {
+        Arc::new(Vectors {
+            vm: Arc::clone(&self.vm),
+            routes: Arc::clone(&self.routes),
+            lines: Mutex::default(),
+            fast: (0..MAX_VECTORS).map(|_| OnceLock::new()).collect(),
+            messages: Arc::clone(&self.messages),
+        })
+    }
+
+    /// Ties the function at `address` from now on.
+    pub fn tie(&self, address: Address, doorbells: Vec<Doorbell>, vectors: Arc<Vectors>) {
+        let tied = Tied {
+            doorbells,
+            bound: BTreeMap::new(),
+            vectors,
+        };
+        self.functions().insert(address, tied);
+    }
+
+    fn functions(&self) -> MutexGuard<'_, BTreeMap<Address, Tied>> {
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bind(&self, tied: &mut Tied, region: Region) {
+        for (index, doorbell) in tied
+            .doorbells
+            .iter()
+            .enumerate()
+            .filter(|(_, bell)| bell.bar == region.bar)
+        {
+            let Some(address) = region.base.checked_add(doorbell.offset) else {
+                continue;
+            };
+            match self.set(doorbell, region.space, address, true) {
+                Ok(()) => {
+                    tied.bound.insert(index, address);
+                }
+                // The kick then takes the slow way, through the CPU's thread, and works all the same.
+                Err(error) => tracing::warn!("ioeventfd for queue {} at {address:#x}: {error}", doorbell.queue),
+            }
+        }
+    }
+
+    fn unbind(&self, tied: &mut Tied, region: Region) {
+        for (index, doorbell) in tied
+            .doorbells
+            .iter()
+            .enumerate()
+            .filter(|(_, bell)| bell.bar == region.bar)
+        {
+            if let Some(address) = tied.bound.remove(&index)
+                && let Err(error) = self.set(doorbell, region.space, address, false)
+            {
+                tracing::warn!(
+                    "ioeventfd for queue {} at {address:#x} cannot be removed: {error}",
+                    doorbell.queue
+                );
+            }
+        }
+    }
+
+    fn set(&self, doorbell: &Doorbell, space: Space, address: u64, on: bool) -> Result<(), kvm_ioctls::Error> {
+        let (vm, event) = (&self.vm, &*doorbell.event);
+        let address = match space {
+            Space::Io => IoEventAddress::Pio(address),
+            Space::Memory => IoEventAddress::Mmio(address),
+        };
+        match (doorbell.data, on) {
+            (Some(data), true) => vm.register_ioevent(event, &address, data),
+            (Some(data), false) => vm.unregister_ioevent(event, &address, data),
+            (None, true) => vm.register_ioevent(event, &address, NoDatamatch),
+            (None, false) => vm.unregister_ioevent(event, &address, NoDatamatch),
+        }
+    }
+}
+
+impl Wiring for KvmWiring {
+    fn changed(&self, bus: &Bus, address: Address, change: Change) {
+        let mut functions = self.functions();
+        let Some(tied) = functions.get_mut(&address) else {
+            return;
+        };
+        match change {
+            Change::Mapped(region) => self.bind(tied, region),
+            Change::Unmapped(region) => self.unbind(tied, region),
+            Change::MsixVector(vector) => tied.vectors.follow(bus, address, vector..=vector),
+            Change::MsixControl { enabled: true, .. } => tied.vectors.follow(bus, address, 0..=u16::MAX),
+            _ => {}
+        }
+    }
+
+    fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
+}
+
+/// Vectors that a function can have at most (PCI Local Bus 3.0, section 6.8.2: an 11-bit field). A queue and a vector each, virtio has fewer.
+const MAX_VECTORS: usize = 256;
+
+/// The messages of one function. A vector gets its GSI and its event when its message is first set.
+pub struct Vectors {
+    vm: Arc<VmFd>,
+    routes: Arc<MsiRoutes>,
+    lines: Mutex<BTreeMap<u16, Gsi>>,
+    fast: Vec<OnceLock<EventFd>>,
+    messages: Arc<AtomicU64>,
+}
+
+impl Vectors {
+    /// Brings routes in step with the MSI-X table of the function at `address`.
+    fn follow(&self, bus: &Bus, address: Address, vectors: std::ops::RangeInclusive<u16>) {
+        let Some(function) = bus.get(address) else { return };
+        let states: Vec<_> = {
+            let function = pci::bus::lock(&function);
+            vectors
+                .map_while(|vector| Some((vector, function.msix_vector(vector)?)))
+                .collect()
+        };
+        for (vector, state) in states.into_iter().filter(|(_, state)| state.address != 0) {
+            let message = MsiMessage {
+                address: state.address,
+                data: state.data,
+            };
+            if let Err(error) = self.route(vector, message) {
+                tracing::warn!("{address}: MSI-X vector {vector} cannot be routed: {error}");
+            }
+        }
+    }
+
+    fn route(&self, vector: u16, message: MsiMessage) -> Result<(), RouteError> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gsi) = lines.get(&vector) {
+            return self.routes.set(*gsi, Some(message));
+        }
+        let Some(slot) = self.fast.get(usize::from(vector)) else {
+            return Err(RouteError::Full);
+        };
+        let gsi = self.routes.reserve()?;
+        self.routes.set(gsi, Some(message))?;
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(RouteError::Event)?;
+        self.vm.register_irqfd(&event, gsi).map_err(RouteError::Kvm)?;
+        lines.insert(vector, gsi);
+        // Under the lock, and only for a vector without a line: it is not set yet.
+        let _ = slot.set(event);
+        Ok(())
+    }
+}
+
+impl MsixSender for Vectors {
+    fn send(&self, vector: u16) {
+        if let Some(event) = self.fast.get(usize::from(vector)).and_then(OnceLock::get) {
+            self.messages.fetch_add(1, Ordering::Relaxed);
+            // The counter cannot be full: KVM takes it at once.
+            let _ = event.write(1);
+        }
+    }
+}
