@@ -5,6 +5,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 [ -e /dev/port ] || mount -t devtmpfs dev /dev
 echo 1 > /proc/sys/kernel/printk
+[ -e /load-modules ] && sh /load-modules
 
 section() { echo "=== $1"; }
 
@@ -19,6 +20,30 @@ for function in *; do
 	section "config $function"
 	od -A n -v -t x1 $function/config
 done
+if [ -d /sys/bus/virtio/devices ]; then
+	section virtio
+	for device in /sys/bus/virtio/devices/*; do
+		[ -e $device ] || continue
+		driver=$(readlink $device/driver)
+		echo "$(readlink -f $device) driver=${driver##*/}"
+		for file in device vendor status features modalias; do echo "$file $(cat $device/$file)"; done
+	done
+fi
+for disk in /sys/block/vd*; do
+	[ -e $disk ] || continue
+	section "block ${disk##*/}"
+	for file in size ro serial cache_type removable range discard_alignment alignment_offset queue/*; do
+		[ -f $disk/$file ] && echo "$file $(cat $disk/$file 2>/dev/null)"
+	done
+done
+if [ "$io" = write ]; then
+	section io
+	dd if=/dev/urandom of=/pattern bs=64k count=64 2>/dev/null
+	dd if=/pattern of=/dev/vda bs=64k seek=16 conv=fsync 2>/dev/null && echo written
+	echo 3 > /proc/sys/vm/drop_caches
+	dd if=/dev/vda bs=64k skip=16 count=64 2>/dev/null | cmp - /pattern && echo same
+	md5sum < /pattern
+fi
 section interrupts
 cat /proc/interrupts
 section iomem

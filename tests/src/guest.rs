@@ -1,7 +1,6 @@
 //! Boots a guest in this process, through the library, and collects what it says.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use vmm::config::MachineConfig;
@@ -10,7 +9,7 @@ use vmm::machine::{Machine, Outcome, Stats};
 
 use crate::Error;
 use crate::report::Report;
-use crate::resources;
+use crate::resources::{self, Extras};
 
 /// A guest that has not said anything for so long hangs. Generous: the emulated lab shares two cores.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -33,8 +32,15 @@ pub struct Ended {
 /// # Errors
 /// A part of it is missing.
 pub fn reporting(kernel: &str, words: &str) -> Result<MachineConfig, Error> {
-    let folder = std::env::temp_dir();
-    let initrd: PathBuf = resources::initrd(&folder)?;
+    reporting_with(kernel, Extras::None, words)
+}
+
+/// The same with more in its initial RAM disk.
+///
+/// # Errors
+/// A part of it is missing.
+pub fn reporting_with(kernel: &str, extras: Extras, words: &str) -> Result<MachineConfig, Error> {
+    let initrd = resources::initrd(&std::env::temp_dir(), kernel, extras)?;
     Ok(MachineConfig::new(resources::kernel(kernel)?)
         .initrd(initrd)
         .command_line(format!("console=ttyS0 {words}"))
@@ -73,7 +79,9 @@ fn listen(stream: &mut impl Read, heard: &mut Vec<u8>) -> std::io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
         let count = stream.read(&mut buffer)?;
-        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
+        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
+            return Ok(());
+        };
         heard.extend_from_slice(bytes);
         if echo {
             std::io::stderr().write_all(bytes)?;

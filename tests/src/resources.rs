@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use xtask::initramfs::Initramfs;
+use xtask::modules::ModuleTree;
 
 use crate::Error;
 
@@ -43,15 +44,48 @@ pub fn program() -> Result<PathBuf, Error> {
     variable(PROGRAM).map(PathBuf::from)
 }
 
+/// What the initial RAM disk of a guest holds besides busybox and the script that reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extras {
+    /// Nothing.
+    None,
+    /// The kernel's virtio drivers, loaded first; with a legacy driver they drive the legacy face, where they can.
+    Virtio {
+        /// `virtio_pci.force_legacy=1`.
+        force_legacy: bool,
+    },
+}
+
+/// Modules of a kernel that drive virtio devices, in an order in which `virtio_pci` finds devices before their drivers come.
+const VIRTIO_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio-rng"];
+
 /// Writes the initial RAM disk of a guest that reports about itself into `folder`.
 ///
 /// # Errors
 /// Its parts are missing or the file cannot be written.
-pub fn initrd(folder: &Path) -> Result<PathBuf, Error> {
-    let path = folder.join("report.cpio");
+pub fn initrd(folder: &Path, kernel_name: &str, extras: Extras) -> Result<PathBuf, Error> {
+    let path = folder.join(match extras {
+        Extras::None => "report.cpio".to_owned(),
+        Extras::Virtio { force_legacy } => format!("report-{kernel_name}-virtio-{force_legacy}.cpio"),
+    });
     if !path.exists() {
         let mut initramfs = Initramfs::new();
         initramfs.busybox(&Path::new(&variable(RESOURCES)?).join("busybox"))?;
+        if let Extras::Virtio { force_legacy } = extras {
+            let tree = ModuleTree::open(&kernel(kernel_name)?.with_file_name("modules"))?;
+            let order = initramfs.modules(&tree, &VIRTIO_MODULES)?;
+            let words = |module: &str| {
+                if force_legacy && module == "virtio_pci" {
+                    " force_legacy=1"
+                } else {
+                    ""
+                }
+            };
+            let load = order
+                .iter()
+                .map(|module| format!("insmod /lib/modules/{module}.ko{}\n", words(module)));
+            initramfs.script("/load-modules", &load.collect::<String>());
+        }
         initramfs.script("/init", INIT);
         // Several tests may come here at once; each puts a whole file in place.
         let draft = folder.join(format!("report.{:?}", std::thread::current().id()));

@@ -21,6 +21,7 @@ macro_rules! each_kernel {
 pub(crate) use each_kernel;
 
 mod boot;
+mod disk;
 mod life;
 mod program;
 mod yardstick;

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
-use tests::resources;
+use tests::resources::{self, Extras};
 
 /// `innkeeper run` with a guest that reports and ends as `words` say.
 fn innkeeper(words: &str) -> Command {
@@ -13,7 +13,7 @@ fn innkeeper(words: &str) -> Command {
     command.arg("run").arg(resources::kernel("cloud").unwrap());
     command
         .arg("--initrd")
-        .arg(resources::initrd(&std::env::temp_dir()).unwrap());
+        .arg(resources::initrd(&std::env::temp_dir(), "cloud", Extras::None).unwrap());
     command
         .args(["--memory", "256M", "--append", words])
         .stdin(Stdio::null());

@@ -24,7 +24,7 @@ struct Cli {
 enum Command {
     /// Launch a guest
     #[command(after_help = exit::HELP)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Say what this host can do, and what to do about what it cannot
     Check(CheckArgs),
     /// List the devices that a guest can have
@@ -200,7 +200,7 @@ mod tests {
         match Cli::try_parse_from(all) {
             Ok(Cli {
                 command: Command::Run(args),
-            }) => Ok(args),
+            }) => Ok(*args),
             Ok(_) => panic!("not run"),
             Err(error) => Err(one_line(&error)),
         }

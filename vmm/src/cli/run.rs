@@ -11,10 +11,10 @@ use crate::machine::{Machine, Outcome, StartError};
 use crate::signals::Signals;
 
 /// Launches the guest and waits for its end.
-pub fn run(args: RunArgs) -> Result<ExitCode, Failure> {
+pub fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let stats_wanted = args.stats;
     let on_terminal = args.serial == SerialTarget::Stdio;
-    let (config, serial) = resolve(args)?;
+    let (config, serial) = resolve(*args)?;
     if !on_terminal && serial.description() != "none" {
         eprintln!("innkeeper: serial port on {}", serial.description());
     }
