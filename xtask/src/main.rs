@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod cargo;
 mod demo;
 mod lab_command;
@@ -23,12 +24,14 @@ enum Command {
     Demo(demo::DemoArgs),
     Test(test_command::TestArgs),
     Lab(lab_command::LabArgs),
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
     let (result, failed) = match Cli::parse().command {
         Command::Demo(args) => (demo::demo(&args), 1),
         Command::Test(args) => (test_command::test(&args), 1),
+        Command::Bench(args) => (bench::bench(&args), 1),
         // Low numbers are the command's own.
         Command::Lab(args) => (lab_command::lab(args), lab_command::LAB_FAILED),
     };
