@@ -67,6 +67,15 @@ impl Report {
         counts.map_while(|word| word.parse::<u64>().ok()).sum()
     }
 
+    /// Seconds that the guest says it has been up.
+    pub fn uptime(&self) -> f64 {
+        self.line("uptime")
+            .split_whitespace()
+            .next()
+            .and_then(|seconds| seconds.parse().ok())
+            .unwrap_or(0.0)
+    }
+
     /// The ranges that /proc/iomem or /proc/ioports (`section`) gives the name `what`, in bytes inclusive.
     pub fn ranges(&self, section: &str, what: &str) -> Vec<(u64, u64)> {
         let parse = |line: &String| {

@@ -48,6 +48,11 @@ pub fn assert_machine(report: &Report, cpus: u32) {
     };
     assert_eq!(report.line("cpus"), expected);
     assert!(report.interrupts("ttyS0") > 0, "{:?}", report.section("interrupts"));
+    assert!(
+        report.uptime() > 1.0,
+        "the clock stands still: {:?}",
+        report.section("uptime")
+    );
     let ticks = report.interrupts("timer") + report.interrupts("LOC:");
     assert!(ticks > 10, "{:?}", report.section("interrupts"));
 }

@@ -46,12 +46,17 @@ pub struct MsiRoutes {
 }
 
 impl MsiRoutes {
-    /// A table without messages.
-    pub fn new(vm: Arc<VmFd>) -> Self {
-        Self {
+    /// A table without messages, set at once: KVM's own has the timer on pin 0 of the IOAPIC, where a PC has it on pin 2.
+    ///
+    /// # Errors
+    /// KVM refused the table.
+    pub fn new(vm: Arc<VmFd>) -> Result<Self, RouteError> {
+        let routes = Self {
             vm,
             messages: Mutex::default(),
-        }
+        };
+        routes.commit(&routes.lock())?;
+        Ok(routes)
     }
 
     /// Reserves the lowest free GSI; it has no message yet, and an interrupt on it goes nowhere.
@@ -106,8 +111,8 @@ impl MsiRoutes {
     }
 }
 
-/// The routes that KVM sets up by itself for a PC: GSI 0 to 15 to the PICs (2 is the cascade), and every GSI to its IOAPIC pin, the
-/// timer's (0) to pin 2.
+/// The wiring of a PC: GSI 0 to 15 to the PICs (2 is the cascade), and every GSI to its IOAPIC pin, the timer's (0) to pin 2, as the
+/// firmware tables say.
 fn chip_routes() -> impl Iterator<Item = kvm_irq_routing_entry> {
     let pic = (0..16).filter(|gsi| *gsi != 2).map(|gsi| {
         let chip = if gsi < 8 {

@@ -32,7 +32,7 @@ use self::stats::ExitCounters;
 use self::wiring::KvmWiring;
 use crate::boot::{BootConfig, BootError, Image, tables};
 use crate::config::{ConfigError, MachineConfig};
-use crate::irq::Lines;
+use crate::irq::{Lines, RouteError};
 use crate::kvm::probe::{self, Ring0};
 use crate::kvm::vcpu::{self, EntryState, Vcpu};
 use crate::kvm::{self, KvmError, OpenError, Vm, cpuid};
@@ -76,6 +76,9 @@ pub enum StartError {
     /// The host's KVM interprets kernel code
     #[error("{0}")]
     Ring0(Ring0),
+    /// The table of interrupt routes
+    #[error(transparent)]
+    Routes(#[from] RouteError),
     /// A device's options, or its backend
     #[error(transparent)]
     Device(#[from] devices::virtio::options::ConfigError),
@@ -146,7 +149,7 @@ impl Machine {
         let vcpus = create_cpus(&kvm, &vm, &ram, config.cpus)?;
 
         let lines = Lines::new(Arc::clone(vm.fd()) as _);
-        let wiring = Arc::new(KvmWiring::new(Arc::clone(vm.fd())));
+        let wiring = Arc::new(KvmWiring::new(Arc::clone(vm.fd()))?);
         let (platform, board) = Platform::new(&config, ram.layout(), &vm, lines, Arc::clone(&wiring) as _, serial)?;
         plug::plug_all(&config, ram.memory(), &board, &wiring)?;
         let control = Control::new(vcpus.len(), config.end_at_reset).map_err(StartError::host("event descriptor"))?;

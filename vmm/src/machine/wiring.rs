@@ -40,14 +40,17 @@ struct Tied {
 
 impl KvmWiring {
     /// Nothing is tied yet.
-    pub fn new(vm: Arc<VmFd>) -> Self {
-        let routes = Arc::new(MsiRoutes::new(Arc::clone(&vm)));
-        Self {
+    ///
+    /// # Errors
+    /// KVM refused the table of interrupt routes.
+    pub fn new(vm: Arc<VmFd>) -> Result<Self, RouteError> {
+        let routes = Arc::new(MsiRoutes::new(Arc::clone(&vm))?);
+        Ok(Self {
             vm,
             routes,
             functions: Mutex::default(),
             messages: Arc::default(),
-        }
+        })
     }
 
     /// The way out for the messages of a function that is about to be built.
