@@ -60,8 +60,8 @@ case $end in
 reboot) reboot -f ;;
 panic) exit 1 ;;
 # 5 to port 0x501, which is 1281.
-debug-exit) printf '\005' | dd of=/dev/port bs=1 seek=1281 2>/dev/null ;;
+debug-exit) printf '\005' | dd of=/dev/port bs=1 seek=1281 ;;
 wait) sleep 1000 ;;
-*) poweroff -f ;;
 esac
+poweroff -f
 sleep 1000
