@@ -45,7 +45,15 @@ pub fn test(args: &TestArgs) -> Result<u8> {
         stage("format", &["fmt", "--all", "--check"])?;
         stage(
             "lints",
-            &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--all-features",
+                "--",
+                "-D",
+                "warnings",
+            ],
         )?;
         stage("unit tests", &["test", "--workspace"])?;
     }

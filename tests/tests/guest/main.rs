@@ -18,7 +18,6 @@ macro_rules! each_kernel {
         }
     };
 }
-pub(crate) use each_kernel;
 
 mod boot;
 mod disk;
