@@ -1,5 +1,7 @@
-//! What the tests share: kernels and initial RAM disks to boot, and what a guest says of itself.
+//! What the tests share: kernels and initial RAM disks to boot, what a guest says of itself, and drivers for a machine
+//! without a guest.
 
+pub mod driver;
 pub mod guest;
 pub mod qemu;
 pub mod report;

@@ -1,0 +1,286 @@
+//! RAM, a board and what is plugged into it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::io_thread::{IoThreads, PollPolicy};
+use devices::memory::GuestMemory;
+use devices::virtio::info::{self, Host};
+use devices::virtio::interrupt::MsixSender;
+use devices::virtio::options::Pairs;
+use devices::virtio::transport::{VirtioPci, VirtioPciState};
+use pci::intx::pirq;
+use pci::resources::{self, Windows};
+use pci::{Address, Bus, Pin, host};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vmm::config::PciResources;
+use vmm::irq::{Gsi, GsiSink, Input, Lines};
+use vmm::machine::board::Board;
+
+use crate::Error;
+
+/// Where RAM below 4 GiB ends.
+pub const LOW_RAM_END: u64 = 16 << 20;
+/// Where one mapping of RAM ends and the next begins, without a gap for the guest.
+pub const RAM_SEAM: u64 = 8 << 20;
+/// Where RAM above 4 GiB begins.
+pub const HIGH_RAM: u64 = 4 << 30;
+/// Bytes of it.
+pub const HIGH_RAM_SIZE: u64 = 1 << 20;
+
+/// The guest's RAM, zeroed.
+///
+/// # Errors
+/// The host has none.
+pub fn ram() -> Result<Arc<GuestMemory>, Error> {
+    let regions = [
+        (0, RAM_SEAM),
+        (RAM_SEAM, LOW_RAM_END - RAM_SEAM),
+        (HIGH_RAM, HIGH_RAM_SIZE),
+    ];
+    let regions = regions.map(|(start, size)| (GuestAddress(start), size as usize));
+    Ok(Arc::new(GuestMemory::from_ranges(&regions)?))
+}
+
+/// The inputs of the interrupt controllers, as the board drives them.
+#[derive(Default)]
+struct Pins(Mutex<[Line; 24]>);
+
+/// One input of the interrupt controllers.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Line {
+    /// Its level.
+    pub high: bool,
+    /// How often it went from low to high.
+    pub raised: u64,
+}
+
+impl GsiSink for Pins {
+    fn set_gsi(&self, gsi: Gsi, high: bool) {
+        let mut pins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = pins.get_mut(gsi as usize) {
+            line.raised += u64::from(high && !line.high);
+            line.high = high;
+        }
+    }
+}
+
+/// The messages that a function sent.
+#[derive(Default)]
+struct Messages(Mutex<Vec<u16>>);
+
+impl MsixSender for Messages {
+    fn send(&self, vector: u16) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(vector);
+    }
+}
+
+struct Plugged {
+    address: Address,
+    function: Arc<Mutex<VirtioPci>>,
+    messages: Arc<Messages>,
+}
+
+/// QEMU's `pc` without its processors. What it is asked by [`port`](Self::port), [`load`](Self::load) and their
+/// counterparts is what a CPU asks by IN, OUT, loads and stores.
+pub struct Machine {
+    board: Board,
+    memory: Arc<GuestMemory>,
+    pins: Arc<Pins>,
+    resources: PciResources,
+    plugged: Vec<Plugged>,
+}
+
+impl Machine {
+    /// A machine with `devices`, each a name and its options as on the command line, whose BARs are placed.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a device.
+    pub fn new(devices: &[(&str, &str)]) -> Result<Self, Error> {
+        Self::with(ram()?, PciResources::Firmware, devices)
+    }
+
+    /// A machine on `memory`, whose BARs are placed or left to the guest.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a device.
+    pub fn with(memory: Arc<GuestMemory>, resources: PciResources, devices: &[(&str, &str)]) -> Result<Self, Error> {
+        let pins = Arc::new(Pins::default());
+        let bus = Bus::new();
+        host::add_to(&bus, LOW_RAM_END + HIGH_RAM_SIZE)?;
+        let mut machine = Self {
+            board: Board::new(Lines::new(pins.clone()), bus, None),
+            memory: memory.clone(),
+            pins,
+            resources,
+            plugged: Vec::new(),
+        };
+        let io_threads = IoThreads::one(PollPolicy::default())?;
+        let host = Host { memory, io_threads };
+        for (name, options) in devices {
+            machine.plug(name, options, &host)?;
+        }
+        machine.firmware()?;
+        Ok(machine)
+    }
+
+    fn plug(&mut self, name: &str, options: &str, host: &Host) -> Result<(), Error> {
+        let messages = Arc::new(Messages::default());
+        let (function, options) = info::create(name, &Pairs::parse(options, None), host, messages.clone())?;
+        let wanted = options.slot("addr").map(|slot| (slot.device, slot.function));
+        let free = || Some((self.board.pci().first_free_slot(host::FIRST_DEVICE_SLOT)?, 0));
+        let (slot, number) = wanted.or_else(free).ok_or("the bus is full")?;
+        let address = Address::new(0, slot, number).ok_or("there is no such place")?;
+        let input = Input::Pirq(pirq(slot, Pin::A));
+        function.connect_intx(self.board.lines().source(input).ok_or("there is no such line")?);
+        let function = Arc::new(Mutex::new(function));
+        self.board.pci().add(address, function.clone())?;
+        self.plugged.push(Plugged {
+            address,
+            function,
+            messages,
+        });
+        Ok(())
+    }
+
+    fn firmware(&self) -> Result<(), Error> {
+        self.board.apply_all(host::play_firmware(self.board.pci()));
+        if self.resources == PciResources::Firmware {
+            let windows = Windows::pc(LOW_RAM_END);
+            self.board.apply_all(resources::assign(self.board.pci(), &windows)?);
+        }
+        Ok(())
+    }
+
+    /// A reset of everything on the board, and the firmware after it. RAM keeps what it holds.
+    ///
+    /// # Errors
+    /// The BARs do not fit.
+    pub fn reset(&self) -> Result<(), Error> {
+        self.board.reset();
+        self.firmware()
+    }
+
+    /// What the drivers share with the devices.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// The board.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// Where the devices are, in the order in which they were given.
+    pub fn devices(&self) -> Vec<Address> {
+        self.plugged.iter().map(|plugged| plugged.address).collect()
+    }
+
+    /// IN, `width` bytes.
+    pub fn port(&self, port: u16, width: usize) -> u64 {
+        let mut data = [0; 8];
+        self.board.read_port(port, &mut data[..width]);
+        u64::from_le_bytes(data)
+    }
+
+    /// OUT, `width` bytes.
+    pub fn set_port(&self, port: u16, width: usize, value: u64) {
+        self.board.write_port(port, &value.to_le_bytes()[..width]);
+    }
+
+    /// A load of `width` bytes. Where there is RAM, RAM answers, whatever a BAR says: so it is under KVM.
+    pub fn load(&self, address: u64, width: usize) -> u64 {
+        let mut data = [0; 8];
+        if self.memory.check_range(GuestAddress(address), width) {
+            self.memory
+                .read_slice(&mut data[..width], GuestAddress(address))
+                .expect("RAM");
+        } else {
+            self.board.read_memory(address, &mut data[..width]);
+        }
+        u64::from_le_bytes(data)
+    }
+
+    /// A store of `width` bytes, as [`load`](Self::load).
+    pub fn store(&self, address: u64, width: usize, value: u64) {
+        let data = &value.to_le_bytes()[..width];
+        if self.memory.check_range(GuestAddress(address), width) {
+            self.memory.write_slice(data, GuestAddress(address)).expect("RAM");
+        } else {
+            self.board.write_memory(address, data);
+        }
+    }
+
+    /// Bytes of RAM.
+    pub fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).expect("RAM");
+        bytes
+    }
+
+    /// Puts bytes into RAM.
+    pub fn set_bytes(&self, address: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(address)).expect("RAM");
+    }
+
+    /// An input of the interrupt controllers.
+    pub fn line(&self, gsi: Gsi) -> Line {
+        self.pins.0.lock().unwrap_or_else(PoisonError::into_inner)[gsi as usize]
+    }
+
+    /// The vectors whose messages the function at `address` sent since the last call, in order.
+    pub fn messages(&self, address: Address) -> Vec<u16> {
+        let mut sent = self
+            .plugged(address)
+            .messages
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut sent)
+    }
+
+    /// Rules of the transport that the driver of the function at `address` broke since the last call.
+    pub fn rules(&self, address: Address) -> Vec<&'static str> {
+        let mut function = self.function(address);
+        function.faults().take().iter().map(|fault| fault.rule()).collect()
+    }
+
+    /// Stops the function at `address` and saves it.
+    pub fn pause_and_save(&self, address: Address) -> VirtioPciState {
+        let mut function = self.function(address);
+        function.pause();
+        function.save()
+    }
+
+    /// Lets the function at `address` go on.
+    pub fn resume(&self, address: Address) {
+        self.function(address).resume();
+    }
+
+    /// Gives the function at `address` the state of another, and lets it go on from there.
+    ///
+    /// # Errors
+    /// The state is of another kind of function.
+    pub fn restore_and_resume(&self, address: Address, state: &VirtioPciState) -> Result<(), Error> {
+        let changes = {
+            let mut function = self.function(address);
+            function.pause();
+            let changes = function.restore(state)?;
+            function.resume();
+            changes
+        };
+        self.board.pci().update(address, &changes);
+        self.board
+            .apply_all(changes.into_iter().map(|change| (address, change)).collect());
+        Ok(())
+    }
+
+    fn plugged(&self, address: Address) -> &Plugged {
+        let found = self.plugged.iter().find(|plugged| plugged.address == address);
+        found.unwrap_or_else(|| panic!("nothing was plugged at {address}"))
+    }
+
+    fn function(&self, address: Address) -> std::sync::MutexGuard<'_, VirtioPci> {
+        let function = &self.plugged(address).function;
+        function.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
