@@ -44,6 +44,7 @@ if [ "$io" = write ]; then
 	dd if=/dev/vda bs=64k skip=16 count=64 2>/dev/null | cmp - /pattern && echo same
 	md5sum < /pattern
 fi
+[ -z "$job" ] || . /filesystem.sh
 section interrupts
 cat /proc/interrupts
 section iomem

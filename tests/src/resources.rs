@@ -7,7 +7,7 @@ use xtask::modules::ModuleTree;
 
 use crate::Error;
 
-/// The folder with `busybox`.
+/// The folder with `busybox` and `tools`.
 pub const RESOURCES: &str = "INNKEEPER_RESOURCES";
 /// `name:folder` of each kernel, separated by commas; a folder holds `vmlinuz`, `vmlinux` and `modules`.
 pub const KERNELS: &str = "INNKEEPER_KERNELS";
@@ -16,6 +16,9 @@ pub const PROGRAM: &str = "INNKEEPER_BINARY";
 
 /// What the first program of a guest does: it tells about the machine in sections, then ends it as `end=` on the command line says.
 const INIT: &str = include_str!("../../resources/init.sh");
+
+/// What such a guest does with its disk when `job=` names it.
+const FILE_SYSTEM_JOBS: &str = include_str!("../../resources/filesystem.sh");
 
 pub(crate) fn variable(name: &str) -> Result<String, Error> {
     std::env::var(name).map_err(|_| format!("{name} is not set; run these tests by `cargo xtask test`").into())
@@ -54,10 +57,28 @@ pub enum Extras {
         /// `virtio_pci.force_legacy=1`.
         force_legacy: bool,
     },
+    /// The same, a file system driver, the tools of the resources, and the jobs of resources/filesystem.sh.
+    Tools {
+        /// `virtio_pci.force_legacy=1`.
+        force_legacy: bool,
+    },
+}
+
+impl Extras {
+    /// Are there drivers, and is it the legacy face that they drive?
+    fn force_legacy(self) -> Option<bool> {
+        match self {
+            Self::None => None,
+            Self::Virtio { force_legacy } | Self::Tools { force_legacy } => Some(force_legacy),
+        }
+    }
 }
 
 /// Modules of a kernel that drive virtio devices, in an order in which `virtio_pci` finds devices before their drivers come.
 const VIRTIO_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio-rng"];
+
+/// Modules of a kernel for a file system; ext4 asks for its checksum by the name of an algorithm, which no dependency tells.
+const FILE_SYSTEM_MODULES: [&str; 2] = ["crc32c_generic", "ext4"];
 
 /// Writes the initial RAM disk of a guest that reports about itself into `folder`.
 ///
@@ -67,13 +88,22 @@ pub fn initrd(folder: &Path, kernel_name: &str, extras: Extras) -> Result<PathBu
     let path = folder.join(match extras {
         Extras::None => "report.cpio".to_owned(),
         Extras::Virtio { force_legacy } => format!("report-{kernel_name}-virtio-{force_legacy}.cpio"),
+        Extras::Tools { force_legacy } => format!("report-{kernel_name}-tools-{force_legacy}.cpio"),
     });
     if !path.exists() {
         let mut initramfs = Initramfs::new();
-        initramfs.busybox(&Path::new(&variable(RESOURCES)?).join("busybox"))?;
-        if let Extras::Virtio { force_legacy } = extras {
+        let resources = PathBuf::from(variable(RESOURCES)?);
+        let mut modules = VIRTIO_MODULES.to_vec();
+        if matches!(extras, Extras::Tools { .. }) {
+            // Before busybox, which has a lesser mke2fs.
+            initramfs.copy(&resources.join("tools"), "/")?;
+            initramfs.script("/filesystem.sh", FILE_SYSTEM_JOBS);
+            modules.extend(FILE_SYSTEM_MODULES);
+        }
+        initramfs.busybox(&resources.join("busybox"))?;
+        if let Some(force_legacy) = extras.force_legacy() {
             let tree = ModuleTree::open(&kernel(kernel_name)?.with_file_name("modules"))?;
-            let order = initramfs.modules(&tree, &VIRTIO_MODULES)?;
+            let order = initramfs.modules(&tree, &modules)?;
             let words = |module: &str| {
                 if force_legacy && module == "virtio_pci" {
                     " force_legacy=1"

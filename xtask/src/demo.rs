@@ -72,7 +72,7 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
 fn guest() -> Result<Initramfs> {
     let mut contents = Initramfs::new();
     contents
-        .copy(&resources::lspci()?, "/")?
+        .copy(&resources::tools()?, "/")?
         .busybox(&lab::busybox()?)?
         .script("/init", INIT);
     Ok(contents)

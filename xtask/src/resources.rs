@@ -6,7 +6,7 @@
 //! kernels/{cloud,generic}/release   its name, as `uname -r` prints it
 //! kernels/{cloud,generic}/modules/  those modules that tests use, for `ModuleTree::open`
 //! busybox                           static
-//! lspci/                            a tree for `Initramfs::copy(.., "/")`: bin/lspci, its libraries, the names of devices
+//! tools/                            a tree for `Initramfs::copy(.., "/")`: lspci, mke2fs and e2fsck with what they load and read
 //! firmware/                         what QEMU needs to start a PC, for its option -L
 //! ```
 
@@ -24,7 +24,7 @@ use crate::packages::{self, Unpacked};
 use crate::shared_libraries;
 
 /// Part of the folder's name; to be changed with the lists below or the layout.
-const LAYOUT: &str = "1";
+const LAYOUT: &str = "2";
 
 /// The modules that guests may want; those that a kernel has neither loadable nor built in are left out of its folder.
 pub const GUEST_MODULES: [&str; 26] = [
@@ -56,6 +56,12 @@ pub const GUEST_MODULES: [&str; 26] = [
     "evdev",
 ];
 
+/// Programs that busybox lacks, or knows only in part: the package and what is taken from it.
+const TOOLS: [(&str, &[&str]); 2] = [("pciutils", &["lspci"]), ("e2fsprogs", &["mke2fs", "e2fsck"])];
+
+/// What the tools read: the names of devices, the features of each kind of file system.
+const TOOL_DATA: [&str; 2] = ["usr/share/misc/pci.ids", "etc/mke2fs.conf"];
+
 /// Firmware that QEMU loads for a PC started with `-kernel` or from a disk.
 const FIRMWARE: [(&str, &str, &[&str]); 2] = [
     (
@@ -86,7 +92,7 @@ pub fn gather() -> Result<PathBuf> {
         .map(DebianKernel::fetch)
         .collect::<Result<_>>()?;
     let busybox = lab::busybox()?;
-    let lspci = lspci()?;
+    let tools = tools()?;
     let firmware: Vec<PathBuf> = FIRMWARE
         .iter()
         .map(|(package, ..)| Ok(packages::fetch(package)?.root))
@@ -94,7 +100,7 @@ pub fn gather() -> Result<PathBuf> {
     let sources: Vec<String> = kernels
         .iter()
         .map(|kernel| &kernel.image)
-        .chain([&busybox, &lspci])
+        .chain([&busybox, &tools])
         .chain(&firmware)
         .map(|path| path.display().to_string())
         .collect();
@@ -109,8 +115,8 @@ pub fn gather() -> Result<PathBuf> {
             put_kernel(kernel, &folder.join("kernels").join(kernel.flavour.name()))?;
         }
         put(&busybox, &folder.join("busybox"))?;
-        let link = folder.join("lspci");
-        symlink(&lspci, &link).during(|| format!("linking to {}", lspci.display()))?;
+        let link = folder.join("tools");
+        symlink(&tools, &link).during(|| format!("linking to {}", tools.display()))?;
         for ((_, place, files), root) in FIRMWARE.iter().zip(&firmware) {
             for file in *files {
                 put(&root.join(place).join(file), &folder.join("firmware").join(file))?;
@@ -120,19 +126,22 @@ pub fn gather() -> Result<PathBuf> {
     })
 }
 
-/// The tree with lspci, made once in the cache.
+/// The tree with [`TOOLS`], made once in the cache.
 ///
 /// # Errors
 /// When a package cannot be fetched or the cache cannot be written.
-pub fn lspci() -> Result<PathBuf> {
-    let packages = packages::fetch_with_dependencies("pciutils")?;
+pub fn tools() -> Result<PathBuf> {
+    let mut packages = Vec::new();
+    for (package, _) in TOOLS {
+        packages.extend(packages::fetch_with_dependencies(package)?);
+    }
     let roots: Vec<String> = packages
         .iter()
         .map(|package| package.root.display().to_string())
         .collect();
     let parts: Vec<&str> = [LAYOUT].into_iter().chain(roots.iter().map(String::as_str)).collect();
-    cache::entry(&format!("lspci/{}", cache::key(&parts)), |folder| {
-        put_lspci(&packages, folder)
+    cache::entry(&format!("tools/{}", cache::key(&parts)), |folder| {
+        put_tools(&packages, folder)
     })
 }
 
@@ -155,24 +164,43 @@ fn put_kernel(kernel: &DebianKernel, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// lspci is not installed, so its own library may come from its package; the rest come from this host.
-fn put_lspci(packages: &[Unpacked], folder: &Path) -> Result<()> {
-    let find = |name: &str| {
-        let folders = ["usr/bin", "bin", "usr/share/misc"];
+/// The tools need not be installed, so their own libraries may come from their packages; the rest come from this host.
+fn put_tools(packages: &[Unpacked], folder: &Path) -> Result<()> {
+    let find = |folders: &[&str], name: &str| {
         let places = packages
             .iter()
-            .flat_map(|package| folders.map(|folder| package.root.join(folder).join(name)));
+            .flat_map(|package| folders.iter().map(|folder| package.root.join(folder).join(name)));
         places.into_iter().find(|path| path.is_file())
     };
-    let missing = || Error::Other("package pciutils holds no lspci".into());
-    let program = find("lspci").ok_or_else(missing)?;
     let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
     let search: Vec<PathBuf> = packages
         .iter()
         .flat_map(|package| libraries.map(|folder| package.root.join(folder)))
         .collect();
-    put(&program, &folder.join("bin/lspci"))?;
-    for library in shared_libraries::of(&program, &search)? {
+    for (package, name) in TOOLS
+        .iter()
+        .flat_map(|(package, names)| names.iter().map(move |name| (package, name)))
+    {
+        let program = find(&["usr/bin", "bin", "usr/sbin", "sbin"], name)
+            .ok_or_else(|| Error::Other(format!("package {package} holds no {name}")))?;
+        put_program(&program, &search, folder)?;
+    }
+    for data in TOOL_DATA {
+        let installed = || Some(Path::new("/").join(data)).filter(|path| path.is_file());
+        if let Some(source) = find(&[""], data).or_else(installed) {
+            put(&source, &folder.join(data))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a program into `bin` of a tree, and the libraries that it loads where it finds them.
+fn put_program(program: &Path, search: &[PathBuf], folder: &Path) -> Result<()> {
+    put(
+        program,
+        &folder.join("bin").join(program.file_name().unwrap_or_default()),
+    )?;
+    for library in shared_libraries::of(program, search)? {
         let name = library.file_name().unwrap_or(OsStr::new(""));
         // The dynamic linker is found by its whole path, everything else by its name.
         let place = if library.starts_with("/lib64") {
@@ -182,9 +210,7 @@ fn put_lspci(packages: &[Unpacked], folder: &Path) -> Result<()> {
         };
         put(&library, &folder.join(place).join(name))?;
     }
-    let names =
-        find("pci.ids").or_else(|| Some("/usr/share/misc/pci.ids".into()).filter(|path: &PathBuf| path.is_file()));
-    names.map_or(Ok(()), |names| put(&names, &folder.join("usr/share/misc/pci.ids")))
+    Ok(())
 }
 
 fn put(source: &Path, destination: &Path) -> Result<()> {

@@ -21,6 +21,7 @@ macro_rules! each_kernel {
 
 mod boot;
 mod disk;
+mod filesystem;
 mod life;
 mod program;
 mod yardstick;

@@ -1,0 +1,260 @@
+//! A disk in use: file systems made, filled, checked and trimmed, drivers unbound and machines reset while it works, and nothing lost.
+//!
+//! What the guests do is in resources/filesystem.sh.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tests::guest::Ended;
+use tests::report::Report;
+use tests::resources::{self, Extras};
+use tests::{guest, qemu};
+use vmm::config::MachineConfig;
+use vmm::machine::Outcome;
+
+use crate::boot::run;
+
+const MIB: u64 = 1 << 20;
+
+/// What the guests write into their files (resources/filesystem.sh).
+const FILES: u64 = 200 * MIB;
+
+/// An image that ends with the test.
+struct Image(PathBuf);
+
+impl Image {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("filesystem-{name}.img"));
+        File::create(&path).unwrap().set_len(512 * MIB).unwrap();
+        Self(path)
+    }
+
+    /// How much of it takes space on the host, in bytes.
+    fn allocated(&self) -> u64 {
+        std::fs::metadata(&self.0).unwrap().blocks() * 512
+    }
+
+    fn md5(&self) -> String {
+        let output = Command::new("md5sum").arg(&self.0).output().unwrap();
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .to_owned()
+    }
+
+    fn option(&self, more: &str) -> String {
+        format!("path={},format=raw{more}", self.0.display())
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn with_job(kernel: &str, force_legacy: bool, job: &str) -> MachineConfig {
+    let extras = Extras::Tools { force_legacy };
+    guest::reporting_with(kernel, extras, &format!("job={job}"))
+        .unwrap()
+        .memory(512 * MIB)
+}
+
+fn run_job(kernel: &str, force_legacy: bool, job: &str, image: &Image, options: &str) -> Ended {
+    run(with_job(kernel, force_legacy, job).device("virtio-blk-pci", image.option(options)))
+}
+
+/// The guest said each of these lines.
+fn assert_said(report: &Report, lines: &[&str]) {
+    let said = report.section("job");
+    for line in lines {
+        assert!(said.iter().any(|other| other == line), "no '{line}' in {said:#?}");
+    }
+}
+
+fn fill_and_trim(kernel: &str, force_legacy: bool) {
+    let image = Image::new(&format!("{kernel}-{force_legacy}"));
+    let filled = run_job(kernel, force_legacy, "fill", &image, ",discard=unmap");
+    assert_said(
+        &filled.report,
+        &[
+            "mke2fs 0",
+            "mounted",
+            "written 50",
+            "mounted again",
+            "remounted same",
+            "e2fsck 0",
+        ],
+    );
+    let full = image.allocated();
+    assert!(full > FILES, "{full}");
+    let trimmed = run_job(kernel, force_legacy, "trim", &image, ",discard=unmap");
+    assert_said(&trimmed.report, &["mounted", "rebooted same", "fstrim 0", "e2fsck 0"]);
+    let left = image.allocated();
+    assert!(left + FILES < full, "{full} before fstrim, {left} after");
+}
+
+each_kernel! {
+    file_system_keeps_its_files_and_gives_space_back(kernel) {
+        fill_and_trim(kernel, false);
+    }
+
+    file_system_keeps_its_files_and_gives_space_back_by_the_legacy_driver(kernel) {
+        fill_and_trim(kernel, true);
+    }
+}
+
+#[test]
+fn a_read_only_disk_is_read_and_never_written() {
+    let image = Image::new("readonly");
+    let file = File::options().write(true).open(&image.0).unwrap();
+    file.set_len(16 * MIB).unwrap();
+    for sector in 0..16 * MIB / 512 {
+        file.write_all_at(&sector.to_le_bytes(), sector * 512).unwrap();
+    }
+    let sum = image.md5();
+    for force_legacy in [false, true] {
+        let ended = run_job("cloud", force_legacy, "readonly", &image, ",readonly=on");
+        let read = format!("{sum}  -");
+        assert_said(
+            &ended.report,
+            &["sysfs 1", "blockdev 1", &read, "dd 1", "dd after setrw 1"],
+        );
+        assert_eq!(image.md5(), sum);
+    }
+}
+
+#[test]
+fn the_driver_leaves_a_busy_disk_and_comes_back_100_times() {
+    for force_legacy in [false, true] {
+        let image = Image::new(&format!("unbind-{force_legacy}"));
+        let report = run_job("cloud", force_legacy, "unbind", &image, "").report;
+        assert_said(&report, &["bound 100", "same"]);
+        let complaint = report
+            .section("job")
+            .iter()
+            .find(|line| line.contains("after") || line.contains("failed"));
+        assert_eq!(complaint, None);
+    }
+}
+
+#[test]
+fn the_machine_is_reset_while_the_disk_is_busy() {
+    for force_legacy in [false, true] {
+        let image = Image::new(&format!("reboot-{force_legacy}"));
+        let ended = run_job("cloud", force_legacy, "reboot", &image, "");
+        assert_eq!(ended.outcome, Outcome::PowerOff);
+        assert_eq!(ended.console.matches("resetting under load").count(), 1);
+        assert_said(&ended.report, &["second boot", "dd 0"]);
+    }
+}
+
+/// The blocks that a guest's console says are on the disk.
+fn announced(console: &str) -> Vec<u64> {
+    let number = |line: &str| line.trim_end().strip_prefix("synced ")?.parse().ok();
+    console.lines().filter_map(number).collect()
+}
+
+/// Waits for the guest's announcement of block `until`, ends the program, and returns all of the console.
+fn terminate_after(until: u64, image: &Path) -> String {
+    let initrd = resources::initrd(&std::env::temp_dir(), "cloud", Extras::Tools { force_legacy: false });
+    let mut command = Command::new(resources::program().unwrap());
+    command
+        .arg("run")
+        .arg(resources::kernel("cloud").unwrap())
+        .arg("--initrd")
+        .arg(initrd.unwrap());
+    command.args(["--memory", "512M", "--append", "quiet console=ttyS0 job=fsync"]);
+    command
+        .arg("--disk")
+        .arg(format!("path={},format=raw", image.display()));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut console = Vec::new();
+    while !announced(&String::from_utf8_lossy(&console)).contains(&until) {
+        assert_ne!(
+            output.read_until(b'\n', &mut console).unwrap(),
+            0,
+            "{}",
+            String::from_utf8_lossy(&console)
+        );
+    }
+    // SAFETY: kill has no memory preconditions.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) }, 0);
+    output.read_to_end(&mut console).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+    String::from_utf8_lossy(&console).into_owned()
+}
+
+#[test]
+fn what_the_guest_synced_is_in_the_image_after_sigterm() {
+    let image = Image::new("sigterm");
+    let synced = announced(&terminate_after(5, &image.0));
+    assert!(synced.len() >= 6, "{synced:?}");
+    let file = File::open(&image.0).unwrap();
+    for block in synced {
+        let line = format!("block {block}\n").into_bytes();
+        let mut data = vec![0; MIB as usize];
+        file.read_exact_at(&mut data, block * MIB).unwrap();
+        assert!(data.iter().eq(line.iter().cycle().take(data.len())), "block {block}");
+    }
+}
+
+/// lspci's lines without what differs from run to run: command and latency timer, and where the BARs are.
+fn comparable(lspci: &[String]) -> Vec<String> {
+    let bytes_aside = |row: &str, from: usize, to: usize, line: &str| {
+        line.strip_prefix(row).map(|rest| {
+            let bytes = rest.split_whitespace().enumerate();
+            let bytes = bytes.map(|(index, byte)| if (from..to).contains(&index) { "--" } else { byte });
+            format!("{row} {}", bytes.collect::<Vec<_>>().join(" "))
+        })
+    };
+    let comparable = |line: &String| {
+        let text = line.trim_start();
+        if text.starts_with("Control:") || text.starts_with("Latency:") {
+            return None;
+        }
+        if let Some((region, rest)) = text
+            .split_once(" at ")
+            .filter(|(region, _)| region.starts_with("Region"))
+        {
+            let (_, what) = rest.split_once(' ').unwrap_or_default();
+            return Some(format!("{region} at somewhere {what}"));
+        }
+        // The command, then the latency timer; then the base addresses.
+        bytes_aside("00:", 4, 6, line)
+            .and_then(|line| bytes_aside("00:", 13, 14, &line))
+            .or_else(|| bytes_aside("10:", 0, 16, line))
+            .or_else(|| bytes_aside("20:", 0, 8, line))
+            .or_else(|| Some(line.clone()))
+    };
+    lspci.iter().filter_map(comparable).collect()
+}
+
+#[test]
+fn lspci_says_of_the_disk_what_it_says_under_qemu() {
+    let image = Image::new("lspci");
+    for (force_legacy, option) in [
+        (false, ""),
+        (true, ""),
+        (false, ",disable-legacy=on"),
+        (false, ",disable-modern=on"),
+    ] {
+        let config = with_job("cloud", force_legacy, "lspci");
+        let drive = format!("if=none,id=d0,format=raw,file={}", image.0.display());
+        let device = format!("virtio-blk-pci,drive=d0{option}");
+        let theirs = qemu::run(&config, &["-drive", &drive, "-device", &device]).unwrap();
+        let ours = run(config.device("virtio-blk-pci", image.option(option))).report;
+        assert!(ours.section("job").len() > 16, "{:?}", ours.section("job"));
+        assert_eq!(
+            comparable(ours.section("job")),
+            comparable(theirs.section("job")),
+            "{option}"
+        );
+    }
+}
