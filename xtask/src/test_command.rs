@@ -28,6 +28,9 @@ pub struct TestArgs {
     /// Only the tests with real guests.
     #[arg(long)]
     guest: bool,
+    /// Also the guest tests that take minutes each: file systems filled and trimmed, drivers unbound a hundred times.
+    #[arg(long)]
+    long: bool,
     /// Use the lab even where this host's KVM could run the guests.
     #[arg(long)]
     lab: bool,
@@ -75,7 +78,7 @@ fn guest_tests(args: &TestArgs) -> Result<u8> {
         "-p",
         "tests",
         "--features",
-        "guests",
+        if args.long { "long" } else { "guests" },
         "--test",
         "guest",
         "--no-run",

@@ -21,6 +21,7 @@ macro_rules! each_kernel {
 
 mod boot;
 mod disk;
+#[cfg(feature = "long")]
 mod filesystem;
 mod life;
 mod program;

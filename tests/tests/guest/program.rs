@@ -94,9 +94,22 @@ fn serial_file_takes_the_console() {
 
 #[test]
 fn errors_are_one_line_with_status_2() {
-    let (code, errors) = status(innkeeper("quiet").args(["--initrd", "/no/such/file"]));
-    assert_eq!((code, errors.lines().count()), (Some(2), 1), "{errors}");
-    assert!(errors.contains("/no/such/file"), "{errors}");
+    let kernel = resources::kernel("cloud").unwrap();
+    let cases: [(&[&str], &str); 5] = [
+        (&["/no/such/kernel"], "/no/such/kernel"),
+        (&["/bin/sh"], "kernel '/bin/sh'"),
+        (
+            &[kernel.to_str().unwrap(), "--initrd", "/no/such/file"],
+            "/no/such/file",
+        ),
+        (&[kernel.to_str().unwrap(), "--memory", "32M"], "memory"),
+        (&[kernel.to_str().unwrap(), "--cpus", "0"], "CPUs"),
+    ];
+    for (args, expected) in cases {
+        let (code, errors) = status(Command::new(resources::program().unwrap()).arg("run").args(args));
+        assert_eq!((code, errors.lines().count()), (Some(2), 1), "{errors}");
+        assert!(errors.contains(expected), "{errors}");
+    }
 }
 
 /// A pseudo-terminal: the end that a person would sit at, and the end that a program runs on.

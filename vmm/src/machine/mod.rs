@@ -112,6 +112,9 @@ impl StartError {
     }
 }
 
+/// Bytes of stack of the machine's threads. Less than a huge page, so that the kernel does not fill one for each of them.
+const STACK: usize = 512 << 10;
+
 /// What all threads of a machine share.
 struct Shared {
     board: Board,
@@ -144,7 +147,9 @@ impl Machine {
         let boot = boot_config(&config, &layout)?;
         let kvm = kvm::open()?;
         let vm = Vm::new(&kvm)?;
-        let ram = Ram::new(layout, Backing::default())?;
+        // Private memory gets huge pages on every host; shared memory only where the host allows it, which few do, and costs eight
+        // times the exits until init where not. No backend of another process needs to see it yet.
+        let ram = Ram::new(layout, Backing::Private)?;
         vm.map(ram.memory())?;
         let vcpus = create_cpus(&kvm, &vm, &ram, config.cpus)?;
 
@@ -194,7 +199,7 @@ impl Machine {
         for vcpu in self.vcpus {
             let shared = Arc::clone(&self.shared);
             let name = format!("cpu{}", vcpu.index());
-            let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let thread = std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
                 let index = vcpu.index() as usize;
                 match shared.exits.get(index) {
                     Some(counters) => cpu::run(vcpu, &shared, counters),
@@ -214,10 +219,13 @@ impl Machine {
         }
         let main_loop = self.main_loop;
         let announce = Announce(announce);
-        let thread = std::thread::Builder::new().name("machine".into()).spawn(move || {
-            let _announce = announce;
-            main_loop.run(threads);
-        });
+        let thread = std::thread::Builder::new()
+            .name("machine".into())
+            .stack_size(STACK)
+            .spawn(move || {
+                let _announce = announce;
+                main_loop.run(threads);
+            });
         let thread = thread.map_err(StartError::host("thread for the machine"))?;
         Ok(Running {
             shared: self.shared,
