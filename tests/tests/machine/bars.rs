@@ -172,8 +172,12 @@ fn where_bars_overlap_one_answers_and_both_do_again_when_they_part() {
     }
     // A BAR of the same function: the lower one answers.
     let (table, structures) = (disk.bar(1).base, disk.bar(4).base);
+    machine.store(table, 4, 0xfee0_1000);
+    let register = machine.load(structures, 4);
     disk.place(1, structures);
+    assert_eq!(machine.load(structures, 4), 0xfee0_1000);
     disk.place(1, table);
+    assert_eq!(machine.load(structures, 4), register);
     block::read(&mut Driver::of_first(&machine, Way::Modern), 0, 512);
 }
 

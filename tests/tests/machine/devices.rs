@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use devices::virtio::virtq::testing::Buffer;
 use tests::driver::{Driver, Machine, Way, block, entropy};
 
 use crate::image::{Image, sector};
@@ -109,4 +110,19 @@ fn indices_wrap_at_their_end() {
     }
     assert_eq!(u32::from(driver.rings[0].used_index()), done % 0x1_0000);
     block::read(&mut driver, 0, 512);
+}
+
+#[test]
+fn huge_buffers_get_a_bounded_part_of_randomness() {
+    const LARGEST: u32 = 64 << 10;
+    let machine = Machine::new(&[("virtio-rng-pci", "")]).unwrap();
+    for way in Way::ALL {
+        let mut driver = Driver::of_first(&machine, way);
+        for _ in 0..4 {
+            // Almost 3 MiB in four buffers that lie on each other.
+            let part = Buffer::writable(driver.data(), 0xb_0000);
+            assert_eq!(driver.request(0, &[part; 4]).len, LARGEST, "{way:?}");
+        }
+        entropy::fill(&mut driver, 16);
+    }
 }

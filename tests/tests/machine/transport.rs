@@ -45,6 +45,14 @@ fn works(driver: &mut Driver<'_>) {
     assert_eq!(block::read(driver, 3, 512), sector(3), "{:?}", driver.way);
 }
 
+/// That the driver was caught breaking exactly these rules since the last time, however often.
+fn assert_broken(driver: &Driver<'_>, rules: &[&str]) {
+    let mut broken = driver.machine().rules(driver.device.address);
+    broken.sort_unstable();
+    broken.dedup();
+    assert_eq!(broken, rules, "{:?}", driver.way);
+}
+
 /// Queue numbers that no disk here has.
 const ABSENT: [u64; 6] = [2, 3, 63, 1024, 0x8000, 0xffff];
 
@@ -69,6 +77,7 @@ fn queues_past_the_end_have_no_registers() {
                 assert_eq!(face.read(register, width), value, "queue {queue}, {register:#x}");
             }
         }
+        assert_broken(driver, &["V-TRANSPORT-08"]);
         works(driver);
     });
     with_disk(&[Way::Legacy], |driver| {
@@ -80,6 +89,7 @@ fn queues_past_the_end_have_no_registers() {
             let registers = (face.read(port::QUEUE_PFN, 4), face.read(port::QUEUE_NUM, 2));
             assert_eq!(registers, (0, 0), "queue {queue}");
         }
+        assert_broken(driver, &["V-TRANSPORT-08"]);
         works(driver);
     });
 }
@@ -96,6 +106,7 @@ fn sizes_that_cannot_be_are_not_taken() {
                 assert_eq!(face.read(common::QUEUE_SIZE, 2), QUEUE_SIZE, "{size}");
             }
         }
+        assert_broken(driver, &["V-QUEUE-01", "V-QUEUE-02"]);
     });
 }
 
@@ -115,6 +126,7 @@ fn a_queue_that_runs_keeps_its_geometry() {
             assert_eq!(face.read(common::QUEUE_ENABLE, 2), 1);
             works(driver);
         }
+        assert_broken(driver, &["V-TRANSPORT-09", "V-TRANSPORT-10"]);
     });
 }
 
@@ -523,6 +535,7 @@ fn a_window_that_points_nowhere_moves_nothing() {
                 "reset through {bar}, {offset:#x}, {len}"
             );
         }
+        assert_broken(driver, &["V-TRANSPORT-17"]);
         // Odd accesses to the window itself.
         point(4, 0x14, 1);
         for offset in 0..20 {
