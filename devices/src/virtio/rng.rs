@@ -293,7 +293,7 @@ mod tests {
             ),
             (
                 "iothread=x",
-                "virtio-rng-pci: iothread=x: there is no such I/O thread; add --object",
+                "virtio-rng-pci: iothread=x: there is no such I/O thread; add --iothread x",
             ),
             (
                 "fielname=x",
