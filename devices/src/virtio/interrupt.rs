@@ -134,6 +134,10 @@ impl Interrupts {
     fn signal_line(&self, bits: u8) {
         self.isr.fetch_or(bits, Ordering::AcqRel);
         self.intx.set(true);
+        // MSI-X may have been switched on meanwhile, and with it the line is low.
+        if self.msix_enabled.load(Ordering::Acquire) {
+            self.intx.set(false);
+        }
     }
 
     fn signal_vector(&self, vector: u16) {

@@ -56,17 +56,22 @@ fn io_threads(names: &[String]) -> Result<IoThreads, StartError> {
 fn plug(name: &str, pairs: &Pairs, host: &Host, board: &Board, wiring: &KvmWiring) -> Result<(), StartError> {
     let vectors = wiring.vectors();
     let (function, options) = info::create(name, pairs, host, Arc::clone(&vectors) as _)?;
-    let wanted = options.slot("addr").map(|slot| (slot.device, slot.function));
-    let place = wanted.or_else(|| Some((board.pci().first_free_slot(host::FIRST_DEVICE_SLOT)?, 0)));
-    let address = place
-        .and_then(|(device, function)| Address::new(0, device, function))
-        .ok_or_else(|| {
-            OptionError::refused(
-                name,
-                "the bus has no free slot",
-                "use fewer devices, or functions of one slot (addr=4.1)",
-            )
-        })?;
+    let refused = |problem: &str, remedy: &str| OptionError::refused(name, problem, remedy);
+    let wanted = options.slot("addr");
+    // No function here says that its slot has several, and a kernel's scan does not look behind function 0 then.
+    if wanted.is_some_and(|slot| slot.function != 0) {
+        return Err(refused(
+            "addr= names a function other than 0",
+            "give each device a slot of its own, such as addr=4",
+        )
+        .into());
+    }
+    let slot = wanted
+        .map(|slot| slot.device)
+        .or_else(|| board.pci().first_free_slot(host::FIRST_DEVICE_SLOT));
+    let address = slot
+        .and_then(|device| Address::new(0, device, 0))
+        .ok_or_else(|| refused("the bus has no free slot", "use fewer devices"))?;
     let line = board.lines().source(Input::Pirq(pirq(address.device(), Pin::A)));
     if let Some(line) = line {
         function.connect_intx(line);
