@@ -27,6 +27,9 @@ use std::thread::JoinHandle;
 use event_loop::{EventLoop, Mailbox};
 pub use pacer::PollPolicy;
 
+/// Bytes of an I/O thread's stack. Less than a huge page, so that the kernel does not fill one for it.
+const STACK: usize = 1 << 20;
+
 /// What an I/O thread runs: the rings and the backend of one or several queues. While it is with a
 /// thread, nobody else touches it.
 ///
@@ -113,6 +116,7 @@ impl IoThread {
         let event_loop = EventLoop::new(Arc::clone(&mailbox), policy)?;
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
+            .stack_size(STACK)
             .spawn(move || event_loop.run())?;
         Ok(Self(Arc::new(Running {
             name: name.to_owned(),

@@ -17,6 +17,8 @@ const CAPACITY: usize = 64 << 10;
 const GATHER: Duration = Duration::from_millis(4);
 /// Bytes that are written without waiting for more.
 const ENOUGH: usize = CAPACITY / 4;
+/// Bytes of the thread's stack. Less than a huge page, so that the kernel does not fill one for it.
+const STACK: usize = 256 << 10;
 /// How long to leave an output alone that would block although it was opened for blocking.
 const RETRY: Duration = Duration::from_millis(5);
 /// How long the end of a port waits for its last bytes to be written.
@@ -80,6 +82,7 @@ impl OutputQueue {
         let theirs = Arc::clone(&shared);
         thread::Builder::new()
             .name("serial-output".into())
+            .stack_size(STACK)
             .spawn(move || write_out(&theirs, output, &room))?;
         Ok(Self(shared))
     }
