@@ -66,14 +66,21 @@ pub trait Function: Send {
     /// Writes configuration space; says what changed outside.
     fn write_config(&mut self, offset: u16, data: &[u8]) -> Changes;
 
-    /// The regions that are decoded now.
-    fn regions(&self) -> Vec<Region>;
+    /// The regions that are decoded now. None, unless the function has BARs.
+    fn regions(&self) -> Vec<Region> {
+        Vec::new()
+    }
 
-    /// Reads from BAR `bar` at `offset`.
-    fn read_bar(&mut self, bar: u8, offset: u64, data: &mut [u8]) -> Changes;
+    /// Reads from the BAR at an offset into it; ones where there is none.
+    fn read_bar(&mut self, _bar: u8, _offset: u64, data: &mut [u8]) -> Changes {
+        data.fill(0xff);
+        Changes::new()
+    }
 
-    /// Writes to BAR `bar` at `offset`.
-    fn write_bar(&mut self, bar: u8, offset: u64, data: &[u8]) -> Changes;
+    /// Writes to the BAR at an offset into it; ignored where there is none.
+    fn write_bar(&mut self, _bar: u8, _offset: u64, _data: &[u8]) -> Changes {
+        Changes::new()
+    }
 
     /// What an MSI-X vector is set to, for whoever sends its message; `None` when there is no such vector.
     fn msix_vector(&self, _vector: u16) -> Option<VectorState> {

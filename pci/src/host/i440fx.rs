@@ -5,7 +5,7 @@
 
 use crate::config_space::Header;
 use crate::endpoint::{Endpoint, EndpointState, EndpointStateError};
-use crate::function::{Changes, Function, Region};
+use crate::function::{Changes, Function};
 
 /// RAM in units of 8 MiB, 1 byte: a register of QEMU's, which coreboot reads.
 const MEMORY_SIZE: u16 = 0x57;
@@ -58,19 +58,6 @@ impl Function for I440fx {
 
     fn write_config(&mut self, offset: u16, data: &[u8]) -> Changes {
         self.endpoint.write_config(offset, data)
-    }
-
-    fn regions(&self) -> Vec<Region> {
-        Vec::new()
-    }
-
-    fn read_bar(&mut self, _bar: u8, _offset: u64, data: &mut [u8]) -> Changes {
-        data.fill(0xff);
-        Changes::new()
-    }
-
-    fn write_bar(&mut self, _bar: u8, _offset: u64, _data: &[u8]) -> Changes {
-        Changes::new()
     }
 
     fn reset(&mut self) -> Changes {

@@ -3,7 +3,7 @@
 
 use crate::config_space::{Header, status};
 use crate::endpoint::{Endpoint, EndpointState, EndpointStateError};
-use crate::function::{Change, Changes, Function, Region};
+use crate::function::{Change, Changes, Function};
 
 /// Routing of PIRQ A to D, 1 byte each: the ISA interrupt, or 16 and more (bit 7 in the data sheet) for none.
 pub const PIRQ_ROUTING: u16 = 0x60;
@@ -89,19 +89,6 @@ impl Function for Piix3 {
         let before = self.routing();
         let changes = self.endpoint.write_config(offset, data);
         self.rerouted(&before, changes)
-    }
-
-    fn regions(&self) -> Vec<Region> {
-        Vec::new()
-    }
-
-    fn read_bar(&mut self, _bar: u8, _offset: u64, data: &mut [u8]) -> Changes {
-        data.fill(0xff);
-        Changes::new()
-    }
-
-    fn write_bar(&mut self, _bar: u8, _offset: u64, _data: &[u8]) -> Changes {
-        Changes::new()
     }
 
     fn reset(&mut self) -> Changes {

@@ -3,7 +3,7 @@
 
 use crate::config_space::{Header, status};
 use crate::endpoint::{Endpoint, EndpointState, EndpointStateError};
-use crate::function::{Change, Changes, Function, Region};
+use crate::function::{Change, Changes, Function};
 use crate::intx::Pin;
 
 /// Port of the power management block, 4 bytes: bits 6 to 15 count, bit 0 says that these are ports.
@@ -107,19 +107,6 @@ impl Function for Piix4Pm {
         let before = self.pm_base();
         let changes = self.endpoint.write_config(offset, data);
         self.moved(before, changes)
-    }
-
-    fn regions(&self) -> Vec<Region> {
-        Vec::new()
-    }
-
-    fn read_bar(&mut self, _bar: u8, _offset: u64, data: &mut [u8]) -> Changes {
-        data.fill(0xff);
-        Changes::new()
-    }
-
-    fn write_bar(&mut self, _bar: u8, _offset: u64, _data: &[u8]) -> Changes {
-        Changes::new()
     }
 
     fn reset(&mut self) -> Changes {
