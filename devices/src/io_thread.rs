@@ -19,7 +19,7 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -30,15 +30,61 @@ pub use pacer::PollPolicy;
 /// Bytes of an I/O thread's stack. Less than a huge page, so that the kernel does not fill one for it.
 const STACK: usize = 1 << 20;
 
+/// A descriptor that a worker watches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// The descriptor. A thread watches it once only: two workers that share a file each have a
+    /// descriptor of their own (`dup`).
+    pub fd: RawFd,
+    /// Says which descriptor of the worker was ready.
+    pub token: u32,
+    /// What it is watched for.
+    pub interest: Interest,
+}
+
+/// What a descriptor is watched for. A far end that has hung up counts as ready for either.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Interest {
+    /// It can be read.
+    Input,
+    /// It can be written.
+    Output,
+    /// Either.
+    Both,
+}
+
+impl Source {
+    /// `source`, watched until it can be read.
+    pub fn input(source: &impl AsRawFd, token: u32) -> Self {
+        let (fd, interest) = (source.as_raw_fd(), Interest::Input);
+        Self { fd, token, interest }
+    }
+
+    /// The same, watched for `interest`.
+    #[must_use]
+    pub fn with(self, interest: Interest) -> Self {
+        Self { interest, ..self }
+    }
+}
+
 /// What an I/O thread runs: the rings and the backend of one or several queues. While it is with a
 /// thread, nobody else touches it.
 ///
 /// A worker that panics is taken out of the loop, [told so](Self::panicked) and dropped; the thread
 /// and its other workers go on.
 pub trait Worker: Send {
-    /// The descriptors to watch for input, each with a token that says which one was ready. Fixed
-    /// while the worker runs.
-    fn sources(&self) -> Vec<(RawFd, u32)>;
+    /// The descriptors to watch. Asked for when the worker comes to its thread, and again whenever
+    /// [`Self::sources_changed`] says so.
+    fn sources(&self) -> Vec<Source>;
+
+    /// Whether [`Self::sources`] answers otherwise than before; asked after each call into the
+    /// worker. A descriptor that is no longer wanted stays open until [`Self::sources_taken`].
+    fn sources_changed(&self) -> bool {
+        false
+    }
+
+    /// The thread watches what [`Self::sources`] answered last, and nothing else of this worker.
+    fn sources_taken(&mut self) {}
 
     /// Whether [`Self::ready`] is wanted once per signal (EPOLLET) instead of for as long as a
     /// descriptor is readable. Then an eventfd need not be read, which saves a system call each
@@ -50,7 +96,7 @@ pub trait Worker: Send {
     /// Called once on the I/O thread before the first event, for what was there already.
     fn started(&mut self) {}
 
-    /// The descriptor with this token is readable. Must not block.
+    /// The descriptor with this token is ready. Must not block.
     fn ready(&mut self, token: u32);
 
     /// Looks for work without a system call, for adaptive polling; says whether there was any.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +11,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::pacer::{Pacer, PollPolicy};
-use super::{AnyWorker, WorkerId};
+use super::{AnyWorker, Interest, Source, WorkerId};
 
 /// While there is always work in the rings, descriptors are looked at every so many rounds.
 const ROUNDS_BETWEEN_LOOKS: u32 = 32;
@@ -65,11 +64,19 @@ enum Subscriber {
 }
 
 impl MutEventSubscriber for Subscriber {
-    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
         match self {
             // Edge-triggered, so there is nothing to read; the loop looks into the box in any case.
             Self::Mailbox(_) => {}
-            Self::Worker(slot) => slot.guard((), |worker| worker.ready(events.data())),
+            Self::Worker(slot) => {
+                slot.guard((), |worker| worker.ready(events.data()));
+                if slot.sources_changed() {
+                    slot.watch(ops);
+                }
+                if let Some(error) = slot.refused.take() {
+                    tracing::error!("a descriptor of a running worker cannot be watched: {error}");
+                }
+            }
         }
     }
 
@@ -91,6 +98,8 @@ struct Slot {
     worker: Box<dyn AnyWorker>,
     /// Panicked; it is not called any more and removed as soon as the manager lets go of it.
     failed: bool,
+    /// What the manager watches for it.
+    watched: Vec<Source>,
     /// Why its descriptors cannot be watched.
     refused: Option<io::Error>,
 }
@@ -113,17 +122,61 @@ impl Slot {
         })
     }
 
+    /// What is to be watched otherwise than it is.
+    fn difference(&mut self) -> Difference {
+        let edge_triggered = self.guard(false, |worker| worker.edge_triggered());
+        let wanted = self.guard(Vec::new(), |worker| worker.sources());
+        let events = |source: &Source| source.events(edge_triggered);
+        let gone = self.watched.iter().filter(|source| !wanted.contains(source));
+        let new = wanted.iter().filter(|source| !self.watched.contains(source));
+        let difference = Difference {
+            gone: gone.map(events).collect(),
+            new: new.map(events).collect(),
+        };
+        self.watched = wanted;
+        difference
+    }
+
     fn watch(&mut self, ops: &mut EventOps) {
-        let mut events = EventSet::IN;
-        if self.guard(false, |worker| worker.edge_triggered()) {
-            events |= EventSet::EDGE_TRIGGERED;
+        let refused = self.difference().apply(ops);
+        self.guard((), |worker| worker.sources_taken());
+        self.refused = refused;
+    }
+
+    fn sources_changed(&mut self) -> bool {
+        self.guard(false, |worker| worker.sources_changed())
+    }
+}
+
+/// Descriptors that the manager is to watch, and those that it is to watch no longer.
+struct Difference {
+    gone: Vec<Events>,
+    new: Vec<Events>,
+}
+
+impl Difference {
+    /// Brings it about; says why, if something cannot be watched.
+    fn apply(self, ops: &mut EventOps) -> Option<io::Error> {
+        let mut refused = None;
+        for events in self.gone {
+            refused = ops.remove(events).err().or(refused);
         }
-        for (fd, token) in self.guard(Vec::new(), |worker| worker.sources()) {
-            if let Err(error) = ops.add(Events::with_data(&fd.as_raw_fd(), token, events)) {
-                self.refused = Some(io::Error::other(error));
-                return;
-            }
+        for events in self.new {
+            refused = ops.add(events).err().or(refused);
         }
+        refused.map(io::Error::other)
+    }
+}
+
+impl Source {
+    fn events(self, edge_triggered: bool) -> Events {
+        let mut set = match self.interest {
+            Interest::Input => EventSet::IN,
+            Interest::Output => EventSet::OUT,
+            Interest::Both => EventSet::IN | EventSet::OUT,
+        };
+        set.set(EventSet::EDGE_TRIGGERED, edge_triggered);
+        Events::with_data_raw(self.fd, self.token, set)
     }
 }
 
@@ -184,6 +237,7 @@ impl EventLoop {
         let slot = Slot {
             worker,
             failed: false,
+            watched: Vec::new(),
             refused: None,
         };
         let subscriber = self.manager.add_subscriber(Subscriber::Worker(slot));
@@ -195,6 +249,7 @@ impl EventLoop {
             return Err(error);
         }
         self.visit(id, (), |worker| worker.started());
+        self.follow_all();
         Ok(id)
     }
 
@@ -247,7 +302,28 @@ impl EventLoop {
             self.visit_all(|worker| worker.poll());
             awake = true;
         }
+        self.follow_all();
         awake
+    }
+
+    /// Watches other descriptors for all workers that have others now.
+    fn follow_all(&mut self) {
+        if !self.visit_all(|worker| worker.sources_changed()) {
+            return;
+        }
+        let workers: Vec<_> = self.workers.iter().map(|(id, subscriber)| (*id, *subscriber)).collect();
+        for (id, subscriber) in workers {
+            let Some(slot) = self.slot(id) else { continue };
+            if !slot.sources_changed() {
+                continue;
+            }
+            let difference = slot.difference();
+            let ops = self.manager.event_ops(subscriber);
+            if let Some(error) = ops.ok().and_then(|mut ops| difference.apply(&mut ops)) {
+                tracing::error!("a descriptor of a running worker cannot be watched: {error}");
+            }
+            self.visit(id, (), |worker| worker.sources_taken());
+        }
     }
 
     /// Waits for descriptors, -1 for as long as it takes, and serves them.

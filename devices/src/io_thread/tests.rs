@@ -1,9 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::ThreadId;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -35,8 +35,8 @@ impl Probe {
 }
 
 impl Worker for Probe {
-    fn sources(&self) -> Vec<(RawFd, u32)> {
-        vec![(self.source.as_raw_fd(), 7)]
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::input(&self.source, 7)]
     }
 
     fn edge_triggered(&self) -> bool {
@@ -203,8 +203,8 @@ fn the_last_handle_ends_the_thread_and_the_workers_keep_it_alive() {
 fn a_descriptor_that_cannot_be_watched_is_an_error() {
     struct Deaf;
     impl Worker for Deaf {
-        fn sources(&self) -> Vec<(RawFd, u32)> {
-            vec![(-1, 0)]
+        fn sources(&self) -> Vec<Source> {
+            vec![Source::input(&-1, 0)]
         }
         fn ready(&mut self, _token: u32) {}
     }
@@ -220,7 +220,7 @@ struct Shared {
 }
 
 impl Worker for Shared {
-    fn sources(&self) -> Vec<(RawFd, u32)> {
+    fn sources(&self) -> Vec<Source> {
         Vec::new()
     }
     fn ready(&mut self, _token: u32) {}
@@ -257,7 +257,7 @@ fn work_found_when_notifications_are_armed_is_done_before_the_sleep() {
 fn a_worker_that_is_always_busy_does_not_starve_the_others() {
     struct Busy;
     impl Worker for Busy {
-        fn sources(&self) -> Vec<(RawFd, u32)> {
+        fn sources(&self) -> Vec<Source> {
             Vec::new()
         }
         fn ready(&mut self, _token: u32) {}
@@ -292,4 +292,60 @@ fn queues_go_round_the_threads_and_a_named_thread_takes_them_all() {
     assert_eq!(names(&threads.named("b").unwrap()), ["b", "b", "b"]);
     assert!(threads.named("c").is_none());
     assert!(IoThreads::new(Vec::new()).is_none());
+}
+
+/// Counts what comes from `first` until something comes from there, then only what comes from `second`, and at last
+/// whether `second` can be written.
+struct Switching {
+    first: EventFd,
+    second: EventFd,
+    stage: u32,
+    changed: bool,
+    seen: Sender<u32>,
+}
+
+impl Worker for Switching {
+    fn sources(&self) -> Vec<Source> {
+        match self.stage {
+            0 => vec![Source::input(&self.first, 1)],
+            1 => vec![Source::input(&self.second, 2)],
+            _ => vec![Source::input(&self.second, 3).with(Interest::Output)],
+        }
+    }
+    fn sources_changed(&self) -> bool {
+        self.changed
+    }
+    fn sources_taken(&mut self) {
+        self.changed = false;
+    }
+    fn edge_triggered(&self) -> bool {
+        true
+    }
+    fn ready(&mut self, token: u32) {
+        self.stage += 1;
+        self.changed = true;
+        self.seen.send(token).unwrap();
+    }
+}
+
+#[test]
+fn a_worker_watches_what_it_names_at_the_time() {
+    let (seen, tokens) = channel();
+    let event = || EventFd::new(EFD_NONBLOCK).unwrap();
+    let (first, second) = (event(), event());
+    let worker = Switching {
+        first: first.try_clone().unwrap(),
+        second: second.try_clone().unwrap(),
+        stage: 0,
+        changed: false,
+        seen,
+    };
+    let thread = IoThread::spawn("switching", PollPolicy::OFF).unwrap();
+    let handle = thread.add(worker).unwrap();
+    second.write(1).unwrap();
+    first.write(1).unwrap();
+    let next = || tokens.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!((next(), next(), next()), (1, 2, 3));
+    let worker = handle.stop().unwrap();
+    assert!(!worker.changed);
 }

@@ -127,6 +127,11 @@ pub trait Device: Send {
     /// The largest size of each queue.
     fn queue_sizes(&self) -> Vec<u16>;
 
+    /// Bytes of device configuration, where it depends on the options; else the table's row says.
+    fn config_len(&self) -> Option<u32> {
+        None
+    }
+
     /// Reads device configuration; bytes behind its end are left as they are.
     fn read_config(&self, offset: u32, data: &mut [u8]);
 

@@ -13,7 +13,7 @@ use super::interrupt::MsixSender;
 use super::options::{ConfigError, OptionSpec, Options, Pairs, nearest};
 use super::rng;
 use super::transport::features::FaceDifferences;
-use super::transport::{Settings, Variant, VirtioPci, legacy_bar_size, settings};
+use super::transport::{Settings, Variant, VirtioPci, settings};
 use crate::io_thread::IoThreads;
 use crate::memory::GuestMemory;
 
@@ -77,8 +77,50 @@ impl Host {
     }
 }
 
+/// A device as it comes from its row of the table.
+pub struct Built {
+    /// For the transport.
+    pub device: Box<dyn Device>,
+    /// For management.
+    pub control: Control,
+}
+
+impl Built {
+    /// A device of which management can ask nothing.
+    pub fn plain(device: impl Device + 'static) -> Self {
+        Self {
+            device: Box::new(device),
+            control: Control::None,
+        }
+    }
+}
+
+/// What can be asked of a device from outside while it runs.
+#[derive(Clone)]
+pub enum Control {
+    /// Nothing.
+    None,
+    /// Of a disk.
+    Block(block::BlockControl),
+}
+
 /// Makes a device as the user wants it.
-pub type Build = fn(&Options, &Host) -> Result<Box<dyn Device>, ConfigError>;
+pub type Build = fn(&Options, &Host) -> Result<Built, ConfigError>;
+
+/// A row of the table of what sits on the bus of a device, as a port does on virtio-serial.
+pub struct ChildInfo {
+    /// QEMU's name.
+    pub name: &'static str,
+    /// The device whose bus it sits on.
+    pub parent: &'static DeviceInfo,
+    /// Its options; `id` and `bus` come on top.
+    pub options: &'static [OptionSpec],
+    /// Attaches one, as the user wants it, to the device with this control.
+    pub attach: fn(&Options, &Control, &Host) -> Result<(), ConfigError>,
+}
+
+/// What sits on the bus of a device.
+pub static CHILDREN: &[&ChildInfo] = &[];
 
 /// A row of the table.
 pub struct DeviceInfo {
@@ -92,7 +134,7 @@ pub struct DeviceInfo {
     pub transitional_id: Option<u16>,
     /// MSI-X vectors.
     pub vectors: DefaultVectors,
-    /// Bytes of device configuration.
+    /// Bytes of device configuration, where [`Device::config_len`] does not say.
     pub config_len: u32,
     /// What the faces show differently.
     pub differences: FaceDifferences,
@@ -103,11 +145,6 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    /// Ports of the legacy face, for a function with or without MSI-X.
-    pub fn legacy_bar_size(&self, msix: bool) -> u64 {
-        legacy_bar_size(self.config_len, msix)
-    }
-
     /// Its own options and those of the transport.
     pub fn all_options(&self) -> impl Iterator<Item = &'static OptionSpec> {
         self.options.iter().chain(settings::OPTIONS)
@@ -179,21 +216,30 @@ pub fn find(name: &str) -> Result<(&'static DeviceInfo, Variant), ConfigError> {
     Err(ConfigError::refused(name, "there is no such device", remedy))
 }
 
+/// A device on its transport.
+pub struct Created {
+    /// For the bus.
+    pub function: VirtioPci,
+    /// For management.
+    pub control: Control,
+    /// The options as read; `id` and `addr` are the machine's.
+    pub options: Options,
+}
+
 /// Builds the device that the user calls `name` with the options `pairs`. Messages of MSI-X go to
-/// `sender`. The options as read come back with it, for `id` and `addr`, which are the machine's.
+/// `sender`.
 ///
 /// # Errors
 /// Whatever the user got wrong, or the host refused.
-pub fn create(
-    name: &str,
-    pairs: &Pairs,
-    host: &Host,
-    sender: Arc<dyn MsixSender>,
-) -> Result<(VirtioPci, Options), ConfigError> {
+pub fn create(name: &str, pairs: &Pairs, host: &Host, sender: Arc<dyn MsixSender>) -> Result<Created, ConfigError> {
     let (info, variant) = find(name)?;
     let options = Options::read(name, pairs, &[info.options, settings::OPTIONS])?;
     let settings = Settings::read(&options, variant, info.transitional_id.is_some())?;
-    let device = (info.build)(&options, host)?;
+    let Built { device, control } = (info.build)(&options, host)?;
     let function = VirtioPci::new(info, name, &settings, device, host.memory.clone(), sender)?;
-    Ok((function, options))
+    Ok(Created {
+        function,
+        control,
+        options,
+    })
 }

@@ -4,16 +4,15 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use super::device::{Device, HostError, QueueStart};
 use super::id::DeviceId;
-use super::info::{DefaultVectors, DeviceInfo, Host, class};
+use super::info::{Built, DefaultVectors, DeviceInfo, Host, class};
 use super::options::{ConfigError, OptionKind, OptionSpec, Options};
 use super::transport::features::FaceDifferences;
 use super::virtq::QueueState;
-use crate::io_thread::{IoThreads, Worker, WorkerHandle};
+use crate::io_thread::{IoThreads, Source, Worker, WorkerHandle};
 
 /// The row of the table.
 pub static INFO: DeviceInfo = DeviceInfo {
@@ -28,7 +27,7 @@ pub static INFO: DeviceInfo = DeviceInfo {
         OptionSpec::new("filename", OptionKind::Text, "where the random bytes come from").or("/dev/urandom"),
         OptionSpec::new("iothread", OptionKind::Text, "the I/O thread that serves it"),
     ],
-    build: |options, host| Ok(Box::new(Rng::new(options, host)?)),
+    build: |options, host| Ok(Built::plain(Rng::new(options, host)?)),
 };
 
 /// Descriptors of the one queue, as QEMU has it.
@@ -96,8 +95,8 @@ struct Filler {
 }
 
 impl Worker for Filler {
-    fn sources(&self) -> Vec<(RawFd, u32)> {
-        vec![(self.queue.kick.as_raw_fd(), 0)]
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::input(&self.queue.kick, 0)]
     }
 
     fn edge_triggered(&self) -> bool {
@@ -190,7 +189,9 @@ mod tests {
                 io_threads,
             };
             let pairs = Pairs::parse(options, None);
-            let (pci, _) = info::create("virtio-rng-pci", &pairs, &host, Arc::new(NoMessages)).unwrap();
+            let pci = info::create("virtio-rng-pci", &pairs, &host, Arc::new(NoMessages))
+                .unwrap()
+                .function;
             let mut bench = Self {
                 pci,
                 driver: DriverRing::legacy(memory, 0x10, QUEUE_SIZE),

@@ -125,7 +125,8 @@ impl Machine {
 
     fn plug(&mut self, name: &str, options: &str, host: &Host) -> Result<(), Error> {
         let messages = Arc::new(Messages::default());
-        let (function, options) = info::create(name, &Pairs::parse(options, None), host, messages.clone())?;
+        let created = info::create(name, &Pairs::parse(options, None), host, messages.clone())?;
+        let (function, options) = (created.function, created.options);
         let wanted = options.slot("addr").map(|slot| (slot.device, slot.function));
         let free = || Some((self.board.pci().first_free_slot(host::FIRST_DEVICE_SLOT)?, 0));
         let (slot, number) = wanted.or_else(free).ok_or("the bus is full")?;

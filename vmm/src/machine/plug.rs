@@ -55,7 +55,8 @@ fn io_threads(names: &[String]) -> Result<IoThreads, StartError> {
 
 fn plug(name: &str, pairs: &Pairs, host: &Host, board: &Board, wiring: &KvmWiring) -> Result<(), StartError> {
     let vectors = wiring.vectors();
-    let (function, options) = info::create(name, pairs, host, Arc::clone(&vectors) as _)?;
+    let created = info::create(name, pairs, host, Arc::clone(&vectors) as _)?;
+    let (function, options) = (created.function, created.options);
     let refused = |problem: &str, remedy: &str| OptionError::refused(name, problem, remedy);
     let wanted = options.slot("addr");
     // No function here says that its slot has several, and a kernel's scan does not look behind function 0 then.

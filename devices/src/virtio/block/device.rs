@@ -17,7 +17,7 @@ use super::queue::QueueWorker;
 use crate::io_thread::{IoThreads, WorkerHandle};
 use crate::virtio::device::{ConfigInterrupt, Device, HostError, Negotiated, QueueStart};
 use crate::virtio::id::DeviceId;
-use crate::virtio::info::{DefaultVectors, DeviceInfo, class};
+use crate::virtio::info::{Built, Control, DefaultVectors, DeviceInfo, class};
 use crate::virtio::options::ConfigError;
 use crate::virtio::transport::features::FaceDifferences;
 use crate::virtio::virtq::QueueState;
@@ -40,7 +40,12 @@ pub static INFO: DeviceInfo = DeviceInfo {
     options: options::OPTIONS,
     build: |options, host| {
         let threads = host.io_threads(options.subject(), options.text("iothread"))?;
-        Ok(Box::new(Block::new(&BlockConfig::from_options(options)?, threads)?))
+        let block = Block::new(&BlockConfig::from_options(options)?, threads)?;
+        let control = Control::Block(block.control());
+        Ok(Built {
+            device: Box::new(block),
+            control,
+        })
     },
 };
 

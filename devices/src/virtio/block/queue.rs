@@ -7,7 +7,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -16,7 +15,7 @@ use super::disk::Disk;
 use super::engine::Engine;
 use super::request::{ID_BYTES, Op, Range, Request, Status};
 use super::transfer::Transfer;
-use crate::io_thread::Worker;
+use crate::io_thread::{Source, Worker};
 use crate::virtio::device::{QueueInterrupt, QueueStart};
 use crate::virtio::virtq::{Chain, GuestFault, QueueState, Severity, Virtq};
 
@@ -226,8 +225,11 @@ impl QueueWorker {
 }
 
 impl Worker for QueueWorker {
-    fn sources(&self) -> Vec<(RawFd, u32)> {
-        vec![(self.kick.as_raw_fd(), KICK), (self.engine.source(), FINISHED)]
+    fn sources(&self) -> Vec<Source> {
+        vec![
+            Source::input(&self.kick, KICK),
+            Source::input(&self.engine.source(), FINISHED),
+        ]
     }
 
     fn edge_triggered(&self) -> bool {

@@ -23,7 +23,6 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub(super) use legacy::bar_size as legacy_bar_size;
 pub use pci::{Doorbell, VirtioPci, VirtioPciState, VirtioPciStateError};
 pub use settings::{Faces, Settings, Variant};
 pub use state::{TransportState, TransportStateError, status};

@@ -102,12 +102,12 @@ impl VirtioPci {
         let queues = device.queue_sizes().len();
         let vectors = settings.vectors.unwrap_or_else(|| info.vectors.count(queues));
         let modern = settings.faces.modern();
-        let layout = Layout::new(info, settings, vectors);
+        let config_len = device.config_len().unwrap_or(info.config_len);
+        let layout = Layout::new(info, config_len, settings, vectors);
         let built = layout.and_then(|layout| Ok((Endpoint::new(layout.endpoint)?, layout.window)));
         let (endpoint, window) = built.map_err(|error| ConfigError::refused(name, error, "give fewer vectors="))?;
         let interrupts = Interrupts::new(queues, vectors.into(), sender, endpoint.intx().clone());
         let offered = Offered::new(device.features(), settings.ring, &info.differences, modern);
-        let config_len = info.config_len;
         let parts = Parts {
             name: name.to_owned(),
             device,
@@ -352,7 +352,7 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(info: &DeviceInfo, settings: &Settings, vectors: u16) -> Result<Self, LayoutError> {
+    fn new(info: &DeviceInfo, config_len: u32, settings: &Settings, vectors: u16) -> Result<Self, LayoutError> {
         let mut space = CapabilitySpace(FIRST_CAPABILITY);
         let mut capabilities = Vec::new();
         let mut window = None;
@@ -367,7 +367,7 @@ impl Layout {
         let msix = (vectors > 0).then(|| MsixLayout::exclusive(space.0, MSIX_BAR, vectors));
         let endpoint = EndpointLayout {
             header: header(info, settings.faces),
-            bars: bars(info, settings, msix.as_ref())?,
+            bars: bars(config_len, settings, msix.as_ref())?,
             msix,
             capabilities,
         };
@@ -389,13 +389,13 @@ fn header(info: &DeviceInfo, faces: Faces) -> Header {
     }
 }
 
-fn bars(info: &DeviceInfo, settings: &Settings, msix: Option<&MsixLayout>) -> Result<Vec<Bar>, BarError> {
+fn bars(config_len: u32, settings: &Settings, msix: Option<&MsixLayout>) -> Result<Vec<Bar>, BarError> {
     let table = BarKind::Memory32 { prefetchable: false };
     let structures = BarKind::Memory64 { prefetchable: true };
     let faces = settings.faces;
     let ports = faces
         .legacy()
-        .then(|| (legacy::BAR, BarKind::Io, info.legacy_bar_size(msix.is_some())));
+        .then(|| (legacy::BAR, BarKind::Io, legacy::bar_size(config_len, msix.is_some())));
     let table = msix.map(|msix| (MSIX_BAR, table, msix.bar_size()));
     let doorbell = settings
         .notify_port
