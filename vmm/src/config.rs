@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use devices::virtio::options::Pairs;
+
 use crate::memory::{Layout, LayoutError};
 
 /// Bytes in a MiB.
@@ -47,10 +49,23 @@ pub struct MachineConfig {
 pub struct DeviceConfig {
     /// A name of the table of devices, for instance `virtio-blk-pci`.
     pub name: String,
-    /// `key=value` pairs, separated by commas.
-    pub options: String,
-    /// The key that a first value without one belongs to.
-    pub implied_key: Option<&'static str>,
+    /// Its options, not looked at yet.
+    pub options: Pairs,
+}
+
+impl DeviceConfig {
+    /// A device of the table with these options.
+    pub fn new(name: impl Into<String>, options: Pairs) -> Self {
+        Self {
+            name: name.into(),
+            options,
+        }
+    }
+
+    /// Takes `text`, for instance `path=root.img,format=raw`, apart. A first value without a key belongs to `implied`.
+    pub fn parse(name: impl Into<String>, text: &str, implied: Option<&str>) -> Self {
+        Self::new(name, Pairs::parse(text, implied))
+    }
 }
 
 /// The most virtual CPUs of a machine. APIC ids above 254 would need interrupt remapping.
@@ -121,12 +136,8 @@ impl MachineConfig {
 
     /// Adds a device of the table, with its options: `device("virtio-blk-pci", "path=root.img,format=raw")`.
     #[must_use]
-    pub fn device(mut self, name: impl Into<String>, options: impl Into<String>) -> Self {
-        self.devices.push(DeviceConfig {
-            name: name.into(),
-            options: options.into(),
-            implied_key: None,
-        });
+    pub fn device(mut self, name: impl Into<String>, options: impl AsRef<str>) -> Self {
+        self.devices.push(DeviceConfig::parse(name, options.as_ref(), None));
         self
     }
 

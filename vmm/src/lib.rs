@@ -7,4 +7,5 @@ pub mod irq;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod qemu;
 pub mod signals;

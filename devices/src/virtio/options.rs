@@ -192,9 +192,58 @@ impl Pairs {
         taken
     }
 
+    /// The value of a key, the last one if it was given several times.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let found = self.iter().filter(|(name, _)| *name == key).last();
+        found.map(|(_, value)| value)
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The pairs.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+}
+
+impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Pairs {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        let pairs = pairs.into_iter().map(|(key, value)| (key.into(), value.into()));
+        Self(pairs.collect())
+    }
+}
+
+impl Extend<(String, String)> for Pairs {
+    fn extend<I: IntoIterator<Item = (String, String)>>(&mut self, pairs: I) {
+        self.0.extend(pairs);
+    }
+}
+
+impl IntoIterator for Pairs {
+    type Item = (String, String);
+    type IntoIter = std::vec::IntoIter<(String, String)>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl fmt::Display for Pairs {
+    /// As the user would write them; [`Pairs::parse`] reads it back.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (key, value)) in self.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "," };
+            write!(
+                formatter,
+                "{separator}{}={}",
+                key.replace(',', ",,"),
+                value.replace(',', ",,")
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -411,7 +460,7 @@ fn read_slot(text: &str) -> Option<Slot> {
 }
 
 /// The name that the user may have meant by `name`: the one with the fewest letters to change.
-pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, nearest) = names.map(|known| (distance(known, name), known)).min()?;
     (distance <= 1 + name.len() / 4).then_some(nearest)
 }

@@ -88,20 +88,10 @@ fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
 
 /// Disks first, then sources of random numbers, then what was named by its name: the order of their slots.
 fn devices(disks: &[String], rngs: &[String], named: &[String]) -> Vec<DeviceConfig> {
-    let short = |name: &'static str, implied_key| {
-        move |options: &String| DeviceConfig {
-            name: name.into(),
-            options: options.clone(),
-            implied_key,
-        }
-    };
+    let short = |name, implied| move |options: &String| DeviceConfig::parse(name, options, implied);
     let named = named.iter().map(|text| {
         let (name, options) = text.split_once(',').unwrap_or((text, ""));
-        DeviceConfig {
-            name: name.into(),
-            options: options.into(),
-            implied_key: None,
-        }
+        DeviceConfig::parse(name, options, None)
     });
     let disks = disks.iter().map(short("virtio-blk-pci", Some("path")));
     disks

@@ -33,8 +33,7 @@ pub(super) fn plug_all(
         io_threads: io_threads(&config.io_threads)?,
     };
     for device in &config.devices {
-        let pairs = Pairs::parse(&device.options, device.implied_key);
-        plug(&device.name, &pairs, &host, board, wiring)?;
+        plug(&device.name, &device.options, &host, board, wiring)?;
     }
     Ok(())
 }

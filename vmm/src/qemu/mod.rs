@@ -1,0 +1,6 @@
+//! QEMU's tongue: its command line, and what its options and its QMP commands have in common. What comes out is the same
+//! configuration that the native command line makes.
+
+pub mod backends;
+mod drive;
+mod properties;
