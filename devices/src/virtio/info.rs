@@ -10,6 +10,7 @@ use super::block;
 use super::device::Device;
 use super::id::DeviceId;
 use super::interrupt::MsixSender;
+use super::net;
 use super::options::{ConfigError, OptionSpec, Options, Pairs, nearest};
 use super::rng;
 use super::transport::features::FaceDifferences;
@@ -18,7 +19,7 @@ use crate::io_thread::IoThreads;
 use crate::memory::GuestMemory;
 
 /// All devices, in the order of their virtio ids.
-pub static DEVICES: &[&DeviceInfo] = &[&block::INFO, &rng::INFO];
+pub static DEVICES: &[&DeviceInfo] = &[&net::INFO, &block::INFO, &rng::INFO];
 
 /// PCI class codes, base class and subclass, that QEMU gives virtio devices
 /// (include/hw/pci/pci_ids.h).
@@ -59,6 +60,8 @@ pub struct Host {
     pub memory: Arc<GuestMemory>,
     /// The I/O threads that serve devices.
     pub io_threads: IoThreads,
+    /// What the network cards of this machine share.
+    pub networks: net::Networks,
 }
 
 impl Host {
@@ -100,6 +103,8 @@ impl Built {
 pub enum Control {
     /// Nothing.
     None,
+    /// Of a network card.
+    Net(net::NetControl),
     /// Of a disk.
     Block(block::BlockControl),
 }

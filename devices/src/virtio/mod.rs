@@ -5,6 +5,7 @@ pub mod device;
 pub mod id;
 pub mod info;
 pub mod interrupt;
+pub mod net;
 pub mod options;
 pub mod rng;
 pub mod transport;

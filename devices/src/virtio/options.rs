@@ -87,6 +87,8 @@ pub enum OptionKind {
     Slot,
     /// Anything.
     Text,
+    /// Anything; all of several hold, in their order.
+    Texts,
 }
 
 impl fmt::Display for OptionKind {
@@ -99,6 +101,7 @@ impl fmt::Display for OptionKind {
             Self::Choice(words) => formatter.write_str(&words.join("|")),
             Self::Slot => formatter.write_str("a slot from 0 to 1f, or slot.function such as 4.0"),
             Self::Text => formatter.write_str("a text"),
+            Self::Texts => formatter.write_str("a text, several times if wanted"),
         }
     }
 }
@@ -270,6 +273,7 @@ enum Value {
     Number(u64),
     Slot(Slot),
     Text(String),
+    Texts(Vec<String>),
 }
 
 /// Options as their tables have them: each known, each value of its kind, defaults filled in.
@@ -339,6 +343,19 @@ impl Options {
         }
     }
 
+    /// A [`OptionKind::Texts`]: what was given, in the user's order.
+    pub fn texts(&self, name: &str) -> &[String] {
+        match self.value(name) {
+            Some(Value::Texts(texts)) => texts,
+            _ => &[],
+        }
+    }
+
+    /// Whether the option has a value, given or by default, and is no flag that is off.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.value(name).is_some_and(|value| *value != Value::Flag(false))
+    }
+
     /// A [`OptionKind::Text`] or [`OptionKind::Choice`] that has to be there.
     ///
     /// # Errors
@@ -386,7 +403,12 @@ impl Options {
 
     fn set(&mut self, spec: &OptionSpec, text: &str) -> Result<(), ConfigError> {
         let value = read_value(spec.kind, text).ok_or_else(|| self.invalid(spec.name, text, spec.kind))?;
-        self.values.insert(spec.name, value);
+        match (self.values.get_mut(spec.name), value) {
+            (Some(Value::Texts(texts)), Value::Texts(more)) => texts.extend(more),
+            (_, value) => {
+                self.values.insert(spec.name, value);
+            }
+        }
         Ok(())
     }
 
@@ -412,6 +434,7 @@ fn read_value(kind: OptionKind, text: &str) -> Option<Value> {
         OptionKind::Choice(words) => Value::Text(words.contains(&text).then(|| text.to_owned())?),
         OptionKind::Slot => Value::Slot(read_slot(text)?),
         OptionKind::Text => Value::Text(text.to_owned()),
+        OptionKind::Texts => Value::Texts(vec![text.to_owned()]),
     })
 }
 
@@ -493,6 +516,7 @@ mod tests {
         OptionSpec::new("size", OptionKind::Size, "bytes"),
         OptionSpec::new("cache", OptionKind::Choice(&["none", "writeback"]), "caching").or("writeback"),
         OptionSpec::new("addr", OptionKind::Slot, "place on the bus"),
+        OptionSpec::new("forward", OptionKind::Texts, "ports"),
     ];
 
     fn parse(text: &str) -> Result<Options, ConfigError> {
@@ -555,6 +579,19 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_given_several_times_is_kept_in_order() {
+        let options = parse("forward=a,share=on,forward=b").unwrap();
+        assert_eq!(options.texts("forward"), ["a", "b"]);
+        assert!(parse("").unwrap().texts("forward").is_empty());
+    }
+
+    #[test]
+    fn a_flag_that_is_off_is_not_given() {
+        let options = parse("share=off,drive=x").unwrap();
+        assert!(options.is_given("drive") && !options.is_given("share") && !options.is_given("size"));
+    }
+
+    #[test]
     fn slots_are_written_as_in_qemu() {
         for text in ["4", "04", "4.0", "04.0", "0x4", "0x04.0"] {
             let slot = Slot { device: 4, function: 0 };
@@ -573,7 +610,7 @@ mod tests {
         );
         assert_eq!(
             complaint("colour=red"),
-            "test-pci: there is no option 'colour'; it takes drive, share, queues, size, cache, addr"
+            "test-pci: there is no option 'colour'; it takes drive, share, queues, size, cache, addr, forward"
         );
         assert_eq!(
             complaint("queues=9"),

@@ -163,6 +163,7 @@ mod tests {
     use crate::memory::GuestMemory;
     use crate::virtio::info;
     use crate::virtio::interrupt::MsixSender;
+    use crate::virtio::net::Networks;
     use crate::virtio::options::Pairs;
     use crate::virtio::transport::VirtioPci;
     use crate::virtio::virtq::testing::{Buffer, DriverRing, UsedEntry};
@@ -187,6 +188,7 @@ mod tests {
             let host = Host {
                 memory: memory.clone(),
                 io_threads,
+                networks: Networks::default(),
             };
             let pairs = Pairs::parse(options, None);
             let pci = info::create("virtio-rng-pci", &pairs, &host, Arc::new(NoMessages))
@@ -286,6 +288,7 @@ mod tests {
         let host = Host {
             memory,
             io_threads: IoThreads::one(PollPolicy::default()).unwrap(),
+            networks: Networks::default(),
         };
         for (options, complaint) in [
             (

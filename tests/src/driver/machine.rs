@@ -6,6 +6,7 @@ use devices::io_thread::{IoThreads, PollPolicy};
 use devices::memory::GuestMemory;
 use devices::virtio::info::{self, Host};
 use devices::virtio::interrupt::MsixSender;
+use devices::virtio::net::Networks;
 use devices::virtio::options::Pairs;
 use devices::virtio::transport::{VirtioPci, VirtioPciState};
 use pci::intx::pirq;
@@ -115,7 +116,11 @@ impl Machine {
             plugged: Vec::new(),
         };
         let io_threads = IoThreads::one(PollPolicy::default())?;
-        let host = Host { memory, io_threads };
+        let host = Host {
+            memory,
+            io_threads,
+            networks: Networks::default(),
+        };
         for (name, options) in devices {
             machine.plug(name, options, &host)?;
         }

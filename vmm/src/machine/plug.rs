@@ -5,6 +5,7 @@ use std::sync::Arc;
 use devices::io_thread::{IoThread, IoThreads, PollPolicy};
 use devices::memory::GuestMemory;
 use devices::virtio::info::{self, Host};
+use devices::virtio::net::Networks;
 use devices::virtio::options::{ConfigError as OptionError, Pairs};
 use pci::intx::pirq;
 use pci::{Address, Pin, host};
@@ -31,6 +32,7 @@ pub(super) fn plug_all(
     let host = Host {
         memory: Arc::new(memory.clone()),
         io_threads: io_threads(&config.io_threads)?,
+        networks: Networks::default(),
     };
     for device in &config.devices {
         plug(&device.name, &device.options, &host, board, wiring)?;

@@ -12,7 +12,7 @@ use super::fault::GuestFault;
 use super::iovec::GuestIoVec;
 use crate::memory::{GuestMemory, HostSpan};
 
-/// A stretch of guest RAM in host memory, in the form in which the kernel takes it.
+/// A stretch of memory, nearly always of guest RAM, in the form in which the kernel takes it.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub(super) struct Segment(libc::iovec);
@@ -29,6 +29,15 @@ impl Segment {
         Self(libc::iovec {
             iov_base: span.as_ptr().cast(),
             iov_len: span.len(),
+        })
+    }
+
+    /// Memory of our own.
+    #[inline]
+    pub(super) fn of_slice(slice: &mut [u8]) -> Self {
+        Self(libc::iovec {
+            iov_base: slice.as_mut_ptr().cast(),
+            iov_len: slice.len(),
         })
     }
 

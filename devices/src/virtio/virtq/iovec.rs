@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
+use vm_memory::VolatileSlice;
+
 use super::buffer::Segment;
 use crate::memory::GuestMemory;
 
@@ -113,6 +115,63 @@ impl GuestIoVec {
     pub fn write(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         // SAFETY: as in `write_at`.
         count(unsafe { libc::writev(fd.as_raw_fd(), self.as_iovecs().as_ptr(), self.call_entries()) })
+    }
+
+    /// Reads from `fd` into the buffers and, when they are full, into `spill`, with one call
+    /// (readv). Returns the bytes read.
+    ///
+    /// One entry of the call is needed for the spill: with as many entries as a call takes there is
+    /// none.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub fn read_with_spill(&mut self, fd: BorrowedFd<'_>, spill: &mut [u8]) -> io::Result<usize> {
+        self.entries.push(Segment::of_slice(spill));
+        // SAFETY: as in `read_at`; the last entry is a slice that we hold exclusively, and it is
+        // gone from the list after the call.
+        let read = count(unsafe { libc::readv(fd.as_raw_fd(), self.as_iovecs().as_ptr(), self.call_entries()) });
+        self.entries.pop();
+        read
+    }
+
+    /// Entries in the list.
+    pub fn entries(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Copies `from` into the buffers, as much as they have room for. Returns how much.
+    pub fn copy_from(&self, from: &[u8]) -> usize {
+        self.copy(from.len(), |piece, at| {
+            piece.copy_from(from.get(at..).unwrap_or_default())
+        })
+    }
+
+    /// Copies from the beginning of the buffers to `to`, as much as there is. Returns how much.
+    pub fn copy_to(&self, to: &mut [u8]) -> usize {
+        self.copy(to.len(), |piece, at| {
+            piece.copy_to(to.get_mut(at..).unwrap_or_default());
+        })
+    }
+
+    /// Goes over the first `len` bytes, at most; hands out each piece and how many bytes lie in
+    /// front of it. Returns how many there were.
+    fn copy(&self, len: usize, mut copy: impl FnMut(VolatileSlice<'_>, usize)) -> usize {
+        let mut done = 0;
+        for entry in &self.entries {
+            if done == len {
+                break;
+            }
+            let piece = entry.part(0, len - done);
+            let iovec = piece.as_iovec();
+            // SAFETY: the entry is guest RAM that `memories` keeps mapped for as long as the list
+            // lives.
+            copy(
+                unsafe { VolatileSlice::new(iovec.iov_base.cast(), iovec.iov_len) },
+                done,
+            );
+            done += piece.len();
+        }
+        done
     }
 
     /// Keeps `memory` mapped for the entries that follow.
