@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,8 @@ use clap::Args;
 use xtask::error::During;
 use xtask::{Error, Result};
 
+use super::child::{Guest, spawn};
+use super::counters::Exits;
 use super::machines::{Files, MACHINES, MEMORY_MIB, Machine};
 use super::samples::{Metric, line};
 use super::trace::{Record, Trace};
@@ -123,48 +124,9 @@ fn report(machine: &Machine, metric: Metric, value: Option<u64>) {
     }
 }
 
-/// A child that is killed when nobody wants it any more.
-struct Guest(Child);
-
-fn spawn(command: &mut Command) -> Result<Guest> {
-    Ok(Guest(command.spawn().during(|| "starting a machine")?))
-}
-
-impl Guest {
-    fn id(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn has_ended(&mut self) -> Result<bool> {
-        Ok(self.0.try_wait().during(|| "waiting for a machine")?.is_some())
-    }
-
-    /// Ends it as a user does, and returns what it says.
-    fn end(&mut self) -> Result<String> {
-        let id = libc::pid_t::try_from(self.id()).map_err(|_| Error::Other("no process id".into()))?;
-        // SAFETY: a signal to a child that has not been waited for, whose id therefore is nobody else's.
-        unsafe { libc::kill(id, libc::SIGTERM) };
-        let mut words = String::new();
-        if let Some(mut errors) = self.0.stderr.take() {
-            errors
-                .read_to_string(&mut words)
-                .during(|| "reading a machine's messages")?;
-        }
-        Ok(words)
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Reads the serial port up to the marker. The rest stays to be read, so that the guest does not find it closed.
 fn wait_for_marker(child: &mut Guest) -> Result<impl Read + use<>> {
-    let output = child.0.stdout.take();
+    let output = child.output();
     let mut console = BufReader::new(output.ok_or_else(|| Error::Other("no console".into()))?);
     let mut seen = Vec::new();
     loop {
@@ -178,40 +140,6 @@ fn wait_for_marker(child: &mut Guest) -> Result<impl Read + use<>> {
             words.push_str(&child.end()?);
             return Err(Error::Other(format!("the guest has not reached its init:\n{words}")));
         }
-    }
-}
-
-/// KVM's own counters of one machine.
-struct Exits {
-    all: u64,
-    port: u64,
-    mmio: u64,
-    injections: u64,
-}
-
-impl Exits {
-    /// Of the machine that the process has. Zero where KVM counts nothing.
-    fn of(process: u32) -> Result<Self> {
-        let root = Path::new("/sys/kernel/debug/kvm");
-        let prefix = format!("{process}-");
-        let folder = fs::read_dir(root)
-            .during(|| format!("listing {}", root.display()))?
-            .filter_map(std::result::Result::ok)
-            .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-            .ok_or_else(|| Error::Other(format!("{} has no machine of process {process}", root.display())))?
-            .path();
-        let counter = |name: &str| {
-            fs::read_to_string(folder.join(name))
-                .ok()
-                .and_then(|text| text.trim().parse().ok())
-                .unwrap_or(0)
-        };
-        Ok(Self {
-            all: counter("exits"),
-            port: counter("io_exits"),
-            mmio: counter("mmio_exits"),
-            injections: counter("irq_injections"),
-        })
     }
 }
 

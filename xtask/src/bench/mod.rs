@@ -1,8 +1,12 @@
 //! `cargo xtask bench`: what Innkeeper costs beside QEMU, measured in the same run on the same KVM.
 
+mod block;
 mod boot;
+mod child;
+mod counters;
 mod machines;
 mod measure;
+mod ring;
 mod samples;
 mod table;
 mod trace;
@@ -20,8 +24,13 @@ pub struct BenchArgs {
 #[derive(Subcommand, Debug)]
 enum Benchmark {
     Boot(boot::BootArgs),
+    Ring,
+    #[command(alias = "blk")]
+    Block(block::BlockArgs),
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
+    #[command(hide = true)]
+    MeasureBlock(block::measure::MeasureBlockArgs),
 }
 
 /// Runs it and returns the exit status for the process.
@@ -31,6 +40,9 @@ enum Benchmark {
 pub fn bench(args: &BenchArgs) -> Result<u8> {
     match &args.benchmark {
         Benchmark::Boot(args) => boot::boot(args),
+        Benchmark::Ring => ring::ring(),
+        Benchmark::Block(args) => block::block(args),
         Benchmark::Measure(args) => measure::measure(args),
+        Benchmark::MeasureBlock(args) => block::measure::measure(args),
     }
 }

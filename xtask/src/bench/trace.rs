@@ -130,7 +130,11 @@ impl Drop for Trace {
     }
 }
 
-fn instances() -> Result<PathBuf> {
+/// The folder where the kernel's tracing keeps separate instances.
+///
+/// # Errors
+/// This kernel traces nothing, or not for this user.
+pub fn instances() -> Result<PathBuf> {
     let found = || {
         FOLDERS
             .iter()
