@@ -113,6 +113,15 @@ job_fsync() {
 	done
 }
 
+# Reads a disk made elsewhere, writes 4 MiB into its middle, and gives the MiB after those back.
+job_qcow2() {
+	md5sum < /dev/vda
+	yes "block 7" | dd of=/dev/vda bs=64k iflag=fullblock seek=16 count=64 conv=fsync 2>/dev/null; echo "dd $?"
+	blkdiscard -o 5242880 -l 1048576 /dev/vda; echo "blkdiscard $?"
+	echo 3 > /proc/sys/vm/drop_caches
+	dd if=/dev/vda bs=64k skip=16 count=64 2>/dev/null | md5sum
+}
+
 job_lspci() {
 	lspci -vvv -nn -xxx -s 00:02.0 2>/dev/null
 }

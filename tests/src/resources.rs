@@ -13,6 +13,8 @@ pub const RESOURCES: &str = "INNKEEPER_RESOURCES";
 pub const KERNELS: &str = "INNKEEPER_KERNELS";
 /// The `innkeeper` program.
 pub const PROGRAM: &str = "INNKEEPER_BINARY";
+/// The `qemu-img` program.
+pub const QEMU_IMG: &str = "INNKEEPER_QEMU_IMG";
 
 /// What the first program of a guest does: it tells about the machine in sections, then ends it as `end=` on the command line says.
 const INIT: &str = include_str!("../../resources/init.sh");
@@ -20,7 +22,11 @@ const INIT: &str = include_str!("../../resources/init.sh");
 /// What such a guest does with its disk when `job=` names it.
 const FILE_SYSTEM_JOBS: &str = include_str!("../../resources/filesystem.sh");
 
-pub(crate) fn variable(name: &str) -> Result<String, Error> {
+/// What the environment says under `name`.
+///
+/// # Errors
+/// Nothing.
+pub fn variable(name: &str) -> Result<String, Error> {
     std::env::var(name).map_err(|_| format!("{name} is not set; run these tests by `cargo xtask test`").into())
 }
 

@@ -1,20 +1,20 @@
 //! `cargo xtask test`: everything that must be green before a change is good.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use xtask::kernel::Flavour;
 use xtask::lab::{Emulator, Failure, Job, Lab, ensure_cured, process};
-use xtask::{Error, Result, resources, tool};
+use xtask::{Error, Result, packages, resources, tool};
 
 use crate::cargo;
 use crate::lab_command::{exit_status, quoted, to_standard_output};
 use crate::way::{self, Way};
 
 /// The wall-clock limit for all guest tests together. A boot takes ten seconds in the lab, more where others use the CPUs.
-const LIMIT: Duration = Duration::from_secs(2400);
+const LIMIT: Duration = Duration::from_secs(3300);
 
 /// L1 must hold guests with more than 4 GiB, of which they touch little.
 const LAB_MEMORY_MIB: u32 = 6144;
@@ -87,60 +87,81 @@ fn guest_tests(args: &TestArgs) -> Result<u8> {
     let way = way::decide(&innkeeper, args.lab)?;
     let resources = resources::gather()?;
     let emulator = ensure_cured()?;
+    let places = Places {
+        resources,
+        innkeeper,
+        qemu: emulator.program.clone(),
+        qemu_img: qemu_img()?,
+    };
     println!("== guest tests, {way}");
     match way {
-        Way::Host => on_host(&program, &innkeeper, &resources, &emulator, &args.arguments),
-        Way::Lab(_) => in_lab(&program, &innkeeper, &resources, emulator, &args.arguments),
+        Way::Host => on_host(&program, &places, &args.arguments),
+        Way::Lab(_) => in_lab(&program, &places, emulator, &args.arguments),
     }
 }
 
-/// What the tests find in their environment.
-fn environment(resources: &str, innkeeper: &str, qemu: &str) -> [(&'static str, String); 4] {
-    let kernels: Vec<String> = Flavour::ALL
-        .map(Flavour::name)
-        .map(|name| format!("{name}:{resources}/kernels/{name}"))
-        .into();
-    [
-        ("INNKEEPER_RESOURCES", resources.into()),
-        ("INNKEEPER_KERNELS", kernels.join(",")),
-        ("INNKEEPER_BINARY", innkeeper.into()),
-        ("INNKEEPER_QEMU", qemu.into()),
-    ]
+/// Where the tests find what they need, on the host or in the lab.
+struct Places {
+    resources: PathBuf,
+    innkeeper: PathBuf,
+    qemu: PathBuf,
+    qemu_img: PathBuf,
 }
 
-fn on_host(
-    program: &Path,
-    innkeeper: &Path,
-    resources: &Path,
-    emulator: &Emulator,
-    arguments: &[String],
-) -> Result<u8> {
-    let text = |path: &Path| path.to_string_lossy().into_owned();
+impl Places {
+    /// What the tests find in their environment.
+    fn environment(&self) -> [(&'static str, String); 5] {
+        let resources = self.resources.display();
+        let kernels: Vec<String> = Flavour::ALL
+            .map(Flavour::name)
+            .map(|name| format!("{name}:{resources}/kernels/{name}"))
+            .into();
+        [
+            ("INNKEEPER_RESOURCES", resources.to_string()),
+            ("INNKEEPER_KERNELS", kernels.join(",")),
+            ("INNKEEPER_BINARY", self.innkeeper.display().to_string()),
+            ("INNKEEPER_QEMU", self.qemu.display().to_string()),
+            ("INNKEEPER_QEMU_IMG", self.qemu_img.display().to_string()),
+        ]
+    }
+}
+
+/// Debian's, which is installed when it is missing: images are checked by another program than ours.
+fn qemu_img() -> Result<PathBuf> {
+    const PROGRAM: &str = "qemu-img";
+    if tool::find(PROGRAM).is_none() {
+        packages::install(&["qemu-utils"], "check images that guests wrote")?;
+    }
+    tool::find(PROGRAM).ok_or_else(|| Error::Other(format!("{PROGRAM} is not on the PATH")))
+}
+
+fn on_host(program: &Path, places: &Places, arguments: &[String]) -> Result<u8> {
     let mut command = Command::new(program);
-    command.args(arguments).envs(environment(
-        &text(resources),
-        &text(innkeeper),
-        &text(&emulator.program),
-    ));
+    command.args(arguments).envs(places.environment());
     match process::watch(&mut command, &[], LIMIT, &mut to_standard_output)? {
         process::Ended::TimedOut => Err(timed_out()),
         process::Ended::Exited(status) => Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
     }
 }
 
-fn in_lab(program: &Path, innkeeper: &Path, resources: &Path, emulator: Emulator, arguments: &[String]) -> Result<u8> {
-    const QEMU: &str = "/bin/qemu-system-x86_64";
-    let qemu = emulator.program.clone();
+fn in_lab(program: &Path, places: &Places, emulator: Emulator, arguments: &[String]) -> Result<u8> {
+    let inside = Places {
+        resources: "/resources".into(),
+        innkeeper: "/bin/innkeeper".into(),
+        qemu: "/bin/qemu-system-x86_64".into(),
+        qemu_img: "/bin/qemu-img".into(),
+    };
     let mut lab = Lab::with(emulator);
     lab.limit = LIMIT;
     lab.memory_mib = LAB_MEMORY_MIB;
     lab.contents
         .program(program, "/bin/guest-tests")?
-        .program(innkeeper, "/bin/innkeeper")?
-        .program(&qemu, QEMU)?
-        .copy(resources, "/resources")?;
+        .program(&places.innkeeper, "/bin/innkeeper")?
+        .program(&places.qemu, "/bin/qemu-system-x86_64")?
+        .program(&places.qemu_img, "/bin/qemu-img")?
+        .copy(&places.resources, "/resources")?;
     let mut script = String::new();
-    for (name, value) in environment("/resources", "/bin/innkeeper", QEMU) {
+    for (name, value) in inside.environment() {
         script.push_str(&format!("export {name}={}\n", quoted(&value)));
     }
     if std::env::var_os(ECHO).is_some() {
@@ -172,7 +193,13 @@ mod tests {
 
     #[test]
     fn the_tests_are_told_where_each_kernel_is() {
-        let [_, (name, value), ..] = environment("/r", "/i", "/q");
+        let places = Places {
+            resources: "/r".into(),
+            innkeeper: "/i".into(),
+            qemu: "/q".into(),
+            qemu_img: "/qi".into(),
+        };
+        let [_, (name, value), ..] = places.environment();
         assert_eq!(name, "INNKEEPER_KERNELS");
         assert_eq!(value, "cloud:/r/kernels/cloud,generic:/r/kernels/generic");
     }

@@ -154,6 +154,45 @@ fn the_machine_is_reset_while_the_disk_is_busy() {
     }
 }
 
+fn qemu_img(arguments: &[&str]) -> String {
+    let program = resources::variable(resources::QEMU_IMG).unwrap();
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "qemu-img {arguments:?}: {words}");
+    words
+}
+
+/// Each sector holds its number, eight bytes wide, again and again.
+fn numbered(image: &Image) {
+    let sectors = (0..64 * MIB / 512).flat_map(|sector: u64| sector.to_le_bytes().repeat(64));
+    std::fs::write(&image.0, sectors.collect::<Vec<u8>>()).unwrap();
+}
+
+#[test]
+fn a_qcow2_image_goes_to_a_guest_and_comes_back_sound() {
+    for force_legacy in [false, true] {
+        let (raw, qcow2) = (Image::new("qcow2-source"), Image::new("qcow2-itself"));
+        numbered(&raw);
+        let (source, image) = (raw.0.to_str().unwrap(), qcow2.0.to_str().unwrap());
+        qemu_img(&["convert", "-f", "raw", "-O", "qcow2", source, image]);
+        let config = with_job("cloud", force_legacy, "qcow2");
+        let disk = format!("path={image},format=qcow2,discard=unmap");
+        let ended = run(config.device("virtio-blk-pci", disk));
+        let read = format!("{}  -", raw.md5());
+        assert_said(&ended.report, &[&read, "dd 0", "blkdiscard 0"]);
+
+        let words = qemu_img(&["check", "-f", "qcow2", image]);
+        assert!(words.contains("No errors were found"), "{words}");
+        let expected: Vec<u8> = b"block 7\n".repeat(512 << 10);
+        let file = File::options().write(true).open(&raw.0).unwrap();
+        file.write_all_at(&expected, MIB).unwrap();
+        file.write_all_at(&[0; MIB as usize], 5 * MIB).unwrap();
+        let back = Image::new("qcow2-back");
+        qemu_img(&["convert", "-f", "qcow2", "-O", "raw", image, back.0.to_str().unwrap()]);
+        assert_eq!(back.md5(), raw.md5());
+    }
+}
+
 /// The blocks that a guest's console says are on the disk.
 fn announced(console: &str) -> Vec<u64> {
     let number = |line: &str| line.trim_end().strip_prefix("synced ")?.parse().ok();
