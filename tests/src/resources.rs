@@ -25,7 +25,7 @@ const FILE_SYSTEM_JOBS: &str = include_str!("../../resources/filesystem.sh");
 /// What the environment says under `name`.
 ///
 /// # Errors
-/// Nothing.
+/// It says nothing under that name.
 pub fn variable(name: &str) -> Result<String, Error> {
     std::env::var(name).map_err(|_| format!("{name} is not set; run these tests by `cargo xtask test`").into())
 }
