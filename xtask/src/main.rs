@@ -8,6 +8,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod lab_command;
+mod qos;
 mod test_command;
 mod way;
 
@@ -25,13 +26,19 @@ enum Command {
     Test(test_command::TestArgs),
     Lab(lab_command::LabArgs),
     Bench(bench::BenchArgs),
+    Qos(qos::QosArgs),
 }
 
 fn main() -> ExitCode {
+    if let Some(error) = qos::stand_in() {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
     let (result, failed) = match Cli::parse().command {
         Command::Demo(args) => (demo::demo(&args), 1),
         Command::Test(args) => (test_command::test(&args), 1),
         Command::Bench(args) => (bench::bench(&args), 1),
+        Command::Qos(args) => (qos::qos(&args), 1),
         // Low numbers are the command's own.
         Command::Lab(args) => (lab_command::lab(args), lab_command::LAB_FAILED),
     };

@@ -164,6 +164,28 @@ impl CuredQemu {
         Ok(cured)
     }
 
+    /// Builds test programs of QEMU, as far as they are not there yet, and returns the folder that they are in.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn test_programs(&self, names: &[&str]) -> Result<PathBuf> {
+        const FOLDER: &str = "tests/qtest";
+        let folder = self.build_folder().join(FOLDER);
+        let _lock = match self.folder.file_name() {
+            Some(name) => Some(cache::lock(&name.to_string_lossy())?),
+            None => None,
+        };
+        let missing: Vec<_> = names.iter().filter(|name| !folder.join(name).is_file()).collect();
+        if !missing.is_empty() {
+            eprintln!("building QEMU's test programs, once, in {}", folder.display());
+            packages::install(&BUILD_PACKAGES, "build QEMU's test programs")?;
+            let targets = missing.iter().map(|name| format!("{FOLDER}/{name}"));
+            let mut ninja = tool::command("nice");
+            tool::output(ninja.arg("ninja").args(targets).current_dir(self.build_folder()))?;
+        }
+        Ok(folder)
+    }
+
     /// Written last: without it the build is not finished.
     fn marker(&self) -> PathBuf {
         self.folder.join("finished")

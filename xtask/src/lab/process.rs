@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,10 +20,10 @@ pub enum Ended {
     TimedOut,
 }
 
-/// Runs a command to its end and passes each line of its standard output, with the newline, to `line`. The files are
+/// Runs a command, in a process group of its own, to its end and passes each line of its standard output, with the newline, to `line`. The files are
 /// inherited under the descriptor numbers that they have here.
 ///
-/// The child dies with the calling thread, whatever ends that.
+/// The child dies with the calling thread, whatever ends that. At the deadline its whole group does.
 ///
 /// # Errors
 /// When the command cannot be started or waited for.
@@ -39,6 +39,7 @@ pub fn watch(
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .process_group(0)
         .spawn()
         .during(|| format!("starting {name}"))?;
     let (sender, receiver) = mpsc::channel::<Vec<u8>>();
@@ -61,7 +62,7 @@ pub fn watch(
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 timed_out = true;
-                child.kill().during(|| format!("killing {name}"))?;
+                kill_group(&child).during(|| format!("killing {name}"))?;
                 break;
             }
         }
@@ -78,6 +79,16 @@ pub fn watch(
     } else {
         Ended::Exited(status)
     })
+}
+
+/// Kills a child that leads a process group, and the group with it.
+fn kill_group(child: &Child) -> io::Result<()> {
+    let group = i32::try_from(child.id()).map_err(io::Error::other)?;
+    // SAFETY: the call takes numbers and touches no memory. The child was not waited for, so its number is still its own.
+    match unsafe { libc::kill(-group, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Lets the child inherit the descriptors, and die when the thread that starts it dies.
