@@ -3,4 +3,5 @@
 pub mod io_thread;
 pub mod memory;
 pub mod platform;
+pub mod sys;
 pub mod virtio;

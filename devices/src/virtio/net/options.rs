@@ -28,6 +28,16 @@ const MTU: OptionKind = OptionKind::Number {
 pub static OPTIONS: &[OptionSpec] = &[
     OptionSpec::new("none", OptionKind::Flag, "the cable is out"),
     OptionSpec::new(
+        "tap",
+        OptionKind::Text,
+        "a tap interface of the host by its name, made if there is none",
+    ),
+    OptionSpec::new(
+        "tap-fd",
+        OptionKind::Text,
+        "open descriptors of a tap interface, 3 or 3:4, one for each queue pair",
+    ),
+    OptionSpec::new(
         "mac",
         OptionKind::Text,
         "hardware address; 52:54:00:12:34:56 and up if not given",

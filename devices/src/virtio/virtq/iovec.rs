@@ -174,6 +174,25 @@ impl GuestIoVec {
         done
     }
 
+    /// A list of guest memory that holds `bytes`, in pieces of at most `piece` bytes.
+    #[cfg(test)]
+    pub(crate) fn holding(bytes: &[u8], piece: usize) -> Self {
+        #![allow(clippy::unwrap_used)]
+        use vm_memory::{Bytes, GuestAddress};
+
+        let range = (GuestAddress(0), bytes.len().max(1));
+        let memory = Arc::new(GuestMemory::from_ranges(&[range]).unwrap());
+        memory.write_slice(bytes, GuestAddress(0)).unwrap();
+        let map = crate::memory::MemoryMap::new(Arc::clone(&memory));
+        let mut list = Self::new();
+        list.keep(&memory);
+        for at in (0..bytes.len()).step_by(piece) {
+            let len = piece.min(bytes.len() - at);
+            list.push(Segment::new(map.contiguous(at as u64, len as u64).unwrap()));
+        }
+        list
+    }
+
     /// Keeps `memory` mapped for the entries that follow.
     #[inline]
     pub(super) fn keep(&mut self, memory: &Arc<GuestMemory>) {

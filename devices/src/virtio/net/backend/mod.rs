@@ -7,15 +7,19 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::receive::ReceiveBuffers;
-use crate::io_thread::Source;
+use crate::io_thread::{Interest, Source};
 use crate::virtio::info::Host;
 use crate::virtio::options::{ConfigError, Options};
 use crate::virtio::virtq::GuestIoVec;
 
 mod none;
+mod tap;
+#[cfg(test)]
+mod testing;
 
 /// The largest frame, with its header, that any backend carries (QEMU's NET_BUFSIZE,
 /// include/net/net.h). What is longer is dropped.
@@ -97,6 +101,19 @@ pub struct Wanted {
     /// A frame waits to be sent: the last [`Endpoint::send`] or [`Endpoint::flush`] would have
     /// blocked.
     pub send: bool,
+}
+
+impl Wanted {
+    /// The one descriptor of an endpoint that has no more of them, watched for what is wanted.
+    pub fn watch(self, file: &impl AsRawFd, token: u32) -> Vec<Source> {
+        let interest = match (self.receive, self.send) {
+            (true, false) => Interest::Input,
+            (false, true) => Interest::Output,
+            (true, true) => Interest::Both,
+            (false, false) => return Vec::new(),
+        };
+        vec![Source::input(file, token).with(interest)]
+    }
 }
 
 /// Something that happened to the host's side.
@@ -191,10 +208,20 @@ pub struct Kind {
 }
 
 /// All kinds.
-pub static KINDS: &[Kind] = &[Kind {
-    option: "none",
-    open: none::open,
-}];
+pub static KINDS: &[Kind] = &[
+    Kind {
+        option: "none",
+        open: none::open,
+    },
+    Kind {
+        option: "tap",
+        open: tap::open,
+    },
+    Kind {
+        option: "tap-fd",
+        open: tap::open_inherited,
+    },
+];
 
 /// Opens what `options` ask for. A card for which they name no backend is plugged into nothing,
 /// with its link up, as in QEMU.
