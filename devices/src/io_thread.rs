@@ -176,6 +176,11 @@ impl IoThread {
         &self.0.name
     }
 
+    /// Whether there are other handles than this one: those of devices that run on it, or may.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Gives `worker` to the thread. When this returns, the thread watches its descriptors and has
     /// called [`Worker::started`].
     ///

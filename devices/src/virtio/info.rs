@@ -11,7 +11,7 @@ use super::device::Device;
 use super::id::DeviceId;
 use super::interrupt::MsixSender;
 use super::net;
-use super::options::{ConfigError, OptionSpec, Options, Pairs, nearest};
+use super::options::{ConfigError, OptionKind, OptionSpec, Options, Pairs, nearest};
 use super::rng;
 use super::transport::features::FaceDifferences;
 use super::transport::{Settings, Variant, VirtioPci, settings};
@@ -124,6 +124,26 @@ pub struct ChildInfo {
     pub attach: fn(&Options, &Control, &Host) -> Result<(), ConfigError>,
 }
 
+impl ChildInfo {
+    /// Reads the options of one, `id` and `bus` among them.
+    ///
+    /// # Errors
+    /// It does not take these options.
+    pub fn read_options(&self, pairs: &Pairs) -> Result<Options, ConfigError> {
+        Options::read(self.name, pairs, &[self.options, CHILD_OPTIONS])
+    }
+}
+
+/// The options of everything that sits on the bus of a device.
+pub const CHILD_OPTIONS: &[OptionSpec] = &[
+    OptionSpec::new("id", OptionKind::Text, "its name for QMP"),
+    OptionSpec::new(
+        "bus",
+        OptionKind::Text,
+        "the id of the device it sits on with .0 behind it; the first of that kind if not given",
+    ),
+];
+
 /// What sits on the bus of a device.
 pub static CHILDREN: &[&ChildInfo] = &[];
 
@@ -221,14 +241,53 @@ pub fn find(name: &str) -> Result<(&'static DeviceInfo, Variant), ConfigError> {
     Err(ConfigError::refused(name, "there is no such device", remedy))
 }
 
+/// A device that the user asked for, options read and nothing opened yet.
+pub struct Order {
+    info: &'static DeviceInfo,
+    variant: Variant,
+    options: Options,
+}
+
+impl Order {
+    /// Reads what the user wrote: the device called `name` with the options `pairs`.
+    ///
+    /// # Errors
+    /// There is no such device, or it does not take these options.
+    pub fn read(name: &str, pairs: &Pairs) -> Result<Self, ConfigError> {
+        let (info, variant) = find(name)?;
+        let options = Options::read(name, pairs, &[info.options, settings::OPTIONS])?;
+        Ok(Self { info, variant, options })
+    }
+
+    /// The row of the table.
+    pub fn info(&self) -> &'static DeviceInfo {
+        self.info
+    }
+
+    /// The options as read; `id` and `addr` are the machine's.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Builds the device. Messages of MSI-X go to `sender`.
+    ///
+    /// # Errors
+    /// What the user asked for does not fit together, or the host refused it.
+    pub fn build(&self, host: &Host, sender: Arc<dyn MsixSender>) -> Result<Created, ConfigError> {
+        let (info, options) = (self.info, &self.options);
+        let settings = Settings::read(options, self.variant, info.transitional_id.is_some())?;
+        let Built { device, control } = (info.build)(options, host)?;
+        let function = VirtioPci::new(info, options.subject(), &settings, device, host.memory.clone(), sender)?;
+        Ok(Created { function, control })
+    }
+}
+
 /// A device on its transport.
 pub struct Created {
     /// For the bus.
     pub function: VirtioPci,
     /// For management.
     pub control: Control,
-    /// The options as read; `id` and `addr` are the machine's.
-    pub options: Options,
 }
 
 /// Builds the device that the user calls `name` with the options `pairs`. Messages of MSI-X go to
@@ -237,14 +296,5 @@ pub struct Created {
 /// # Errors
 /// Whatever the user got wrong, or the host refused.
 pub fn create(name: &str, pairs: &Pairs, host: &Host, sender: Arc<dyn MsixSender>) -> Result<Created, ConfigError> {
-    let (info, variant) = find(name)?;
-    let options = Options::read(name, pairs, &[info.options, settings::OPTIONS])?;
-    let settings = Settings::read(&options, variant, info.transitional_id.is_some())?;
-    let Built { device, control } = (info.build)(&options, host)?;
-    let function = VirtioPci::new(info, name, &settings, device, host.memory.clone(), sender)?;
-    Ok(Created {
-        function,
-        control,
-        options,
-    })
+    Order::read(name, pairs)?.build(host, sender)
 }

@@ -1,21 +1,19 @@
 //! RAM, a board and what is plugged into it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use devices::io_thread::{IoThreads, PollPolicy};
 use devices::memory::GuestMemory;
-use devices::virtio::info::{self, Host};
 use devices::virtio::interrupt::MsixSender;
-use devices::virtio::net::Networks;
-use devices::virtio::options::Pairs;
-use devices::virtio::transport::{VirtioPci, VirtioPciState};
-use pci::intx::pirq;
+use devices::virtio::transport::{Doorbell, VirtioPci, VirtioPciState};
 use pci::resources::{self, Windows};
-use pci::{Address, Bus, Pin, host};
+use pci::{Address, Bus, Change, host};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use vmm::config::PciResources;
-use vmm::irq::{Gsi, GsiSink, Input, Lines};
+use vmm::config::{DeviceConfig, PciResources};
+use vmm::irq::{Gsi, GsiSink, Lines};
 use vmm::machine::board::Board;
+use vmm::machine::inventory::Inventory;
+use vmm::machine::wiring::Wiring;
 
 use crate::Error;
 
@@ -65,30 +63,47 @@ impl GsiSink for Pins {
     }
 }
 
-/// The messages that a function sent.
-#[derive(Default)]
-struct Messages(Mutex<Vec<u16>>);
+/// The vectors whose messages a function sent, in order.
+#[derive(Clone, Default)]
+struct Messages(Arc<Mutex<Vec<u16>>>);
 
 impl MsixSender for Messages {
     fn send(&self, vector: u16) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(vector);
+        lock(&self.0).push(vector);
     }
 }
 
-struct Plugged {
-    address: Address,
-    function: Arc<Mutex<VirtioPci>>,
-    messages: Arc<Messages>,
+/// Keeps messages, and leaves kicks to the functions.
+#[derive(Default)]
+struct Recorder(Mutex<BTreeMap<Address, Messages>>);
+
+impl Wiring for Recorder {
+    fn sender(&self, address: Address) -> Arc<dyn MsixSender> {
+        let messages = Messages::default();
+        lock(&self.0).insert(address, messages.clone());
+        Arc::new(messages)
+    }
+
+    fn tie(&self, _: Address, _: Vec<Doorbell>) {}
+
+    fn untie(&self, address: Address) {
+        lock(&self.0).remove(&address);
+    }
+
+    fn changed(&self, _: &Bus, _: Address, _: Change) {}
+
+    fn messages(&self) -> u64 {
+        lock(&self.0).values().map(|sent| lock(&sent.0).len() as u64).sum()
+    }
 }
 
 /// QEMU's `pc` without its processors. What it is asked by [`port`](Self::port), [`load`](Self::load) and their
 /// counterparts is what a CPU asks by IN, OUT, loads and stores.
 pub struct Machine {
-    board: Board,
-    memory: Arc<GuestMemory>,
+    inventory: Inventory,
+    recorder: Arc<Recorder>,
     pins: Arc<Pins>,
     resources: PciResources,
-    plugged: Vec<Plugged>,
 }
 
 impl Machine {
@@ -105,54 +120,29 @@ impl Machine {
     /// # Errors
     /// Whatever is wrong with a device.
     pub fn with(memory: Arc<GuestMemory>, resources: PciResources, devices: &[(&str, &str)]) -> Result<Self, Error> {
-        let pins = Arc::new(Pins::default());
+        let (pins, recorder) = (Arc::new(Pins::default()), Arc::new(Recorder::default()));
         let bus = Bus::new();
         host::add_to(&bus, LOW_RAM_END + HIGH_RAM_SIZE)?;
-        let mut machine = Self {
-            board: Board::new(Lines::new(pins.clone()), bus, None),
-            memory: memory.clone(),
+        let board = Board::new(Lines::new(pins.clone()), bus, Some(recorder.clone()));
+        let machine = Self {
+            inventory: Inventory::new(Arc::new(board), memory),
+            recorder,
             pins,
             resources,
-            plugged: Vec::new(),
-        };
-        let io_threads = IoThreads::one(PollPolicy::default())?;
-        let host = Host {
-            memory,
-            io_threads,
-            networks: Networks::default(),
         };
         for (name, options) in devices {
-            machine.plug(name, options, &host)?;
+            machine.inventory.plug(&DeviceConfig::parse(*name, options, None))?;
         }
         machine.firmware()?;
         Ok(machine)
     }
 
-    fn plug(&mut self, name: &str, options: &str, host: &Host) -> Result<(), Error> {
-        let messages = Arc::new(Messages::default());
-        let created = info::create(name, &Pairs::parse(options, None), host, messages.clone())?;
-        let (function, options) = (created.function, created.options);
-        let wanted = options.slot("addr").map(|slot| (slot.device, slot.function));
-        let free = || Some((self.board.pci().first_free_slot(host::FIRST_DEVICE_SLOT)?, 0));
-        let (slot, number) = wanted.or_else(free).ok_or("the bus is full")?;
-        let address = Address::new(0, slot, number).ok_or("there is no such place")?;
-        let input = Input::Pirq(pirq(slot, Pin::A));
-        function.connect_intx(self.board.lines().source(input).ok_or("there is no such line")?);
-        let function = Arc::new(Mutex::new(function));
-        self.board.pci().add(address, function.clone())?;
-        self.plugged.push(Plugged {
-            address,
-            function,
-            messages,
-        });
-        Ok(())
-    }
-
     fn firmware(&self) -> Result<(), Error> {
-        self.board.apply_all(host::play_firmware(self.board.pci()));
+        let board = self.board();
+        board.apply_all(host::play_firmware(board.pci()));
         if self.resources == PciResources::Firmware {
             let windows = Windows::pc(LOW_RAM_END);
-            self.board.apply_all(resources::assign(self.board.pci(), &windows)?);
+            board.apply_all(resources::assign(board.pci(), &windows)?);
         }
         Ok(())
     }
@@ -162,46 +152,55 @@ impl Machine {
     /// # Errors
     /// The BARs do not fit.
     pub fn reset(&self) -> Result<(), Error> {
-        self.board.reset();
+        self.board().reset();
         self.firmware()
     }
 
     /// What the drivers share with the devices.
     pub fn memory(&self) -> &Arc<GuestMemory> {
-        &self.memory
+        self.inventory.memory()
     }
 
     /// The board.
     pub fn board(&self) -> &Board {
-        &self.board
+        self.inventory.board()
+    }
+
+    /// What is plugged in.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
     }
 
     /// Where the devices are, in the order in which they were given.
     pub fn devices(&self) -> Vec<Address> {
-        self.plugged.iter().map(|plugged| plugged.address).collect()
+        let plugged = self.inventory.list();
+        plugged
+            .iter()
+            .filter_map(|plugged| Some(plugged.slot()?.address))
+            .collect()
     }
 
     /// IN, `width` bytes.
     pub fn port(&self, port: u16, width: usize) -> u64 {
         let mut data = [0; 8];
-        self.board.read_port(port, &mut data[..width]);
+        self.board().read_port(port, &mut data[..width]);
         u64::from_le_bytes(data)
     }
 
     /// OUT, `width` bytes.
     pub fn set_port(&self, port: u16, width: usize, value: u64) {
-        self.board.write_port(port, &value.to_le_bytes()[..width]);
+        self.board().write_port(port, &value.to_le_bytes()[..width]);
     }
 
     /// A load of `width` bytes. Where there is RAM, RAM answers, whatever a BAR says: so it is under KVM.
     pub fn load(&self, address: u64, width: usize) -> u64 {
         let mut data = [0; 8];
-        if self.memory.check_range(GuestAddress(address), width) {
-            self.memory
+        if self.memory().check_range(GuestAddress(address), width) {
+            self.memory()
                 .read_slice(&mut data[..width], GuestAddress(address))
                 .expect("RAM");
         } else {
-            self.board.read_memory(address, &mut data[..width]);
+            self.board().read_memory(address, &mut data[..width]);
         }
         u64::from_le_bytes(data)
     }
@@ -209,23 +208,25 @@ impl Machine {
     /// A store of `width` bytes, as [`load`](Self::load).
     pub fn store(&self, address: u64, width: usize, value: u64) {
         let data = &value.to_le_bytes()[..width];
-        if self.memory.check_range(GuestAddress(address), width) {
-            self.memory.write_slice(data, GuestAddress(address)).expect("RAM");
+        if self.memory().check_range(GuestAddress(address), width) {
+            self.memory().write_slice(data, GuestAddress(address)).expect("RAM");
         } else {
-            self.board.write_memory(address, data);
+            self.board().write_memory(address, data);
         }
     }
 
     /// Bytes of RAM.
     pub fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.memory.read_slice(&mut bytes, GuestAddress(address)).expect("RAM");
+        self.memory()
+            .read_slice(&mut bytes, GuestAddress(address))
+            .expect("RAM");
         bytes
     }
 
     /// Puts bytes into RAM.
     pub fn set_bytes(&self, address: u64, bytes: &[u8]) {
-        self.memory.write_slice(bytes, GuestAddress(address)).expect("RAM");
+        self.memory().write_slice(bytes, GuestAddress(address)).expect("RAM");
     }
 
     /// An input of the interrupt controllers.
@@ -235,31 +236,29 @@ impl Machine {
 
     /// The vectors whose messages the function at `address` sent since the last call, in order.
     pub fn messages(&self, address: Address) -> Vec<u16> {
-        let mut sent = self
-            .plugged(address)
-            .messages
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut sent)
+        let recorded = lock(&self.recorder.0);
+        let sent = recorded.get(&address);
+        std::mem::take(&mut lock(&sent.unwrap_or_else(|| nothing_at(address)).0))
     }
 
     /// Rules of the transport that the driver of the function at `address` broke since the last call.
     pub fn rules(&self, address: Address) -> Vec<&'static str> {
-        let mut function = self.function(address);
-        function.faults().take().iter().map(|fault| fault.rule()).collect()
+        self.function(address, |function| {
+            function.faults().take().iter().map(|fault| fault.rule()).collect()
+        })
     }
 
     /// Stops the function at `address` and saves it.
     pub fn pause_and_save(&self, address: Address) -> VirtioPciState {
-        let mut function = self.function(address);
-        function.pause();
-        function.save()
+        self.function(address, |function| {
+            function.pause();
+            function.save()
+        })
     }
 
     /// Lets the function at `address` go on.
     pub fn resume(&self, address: Address) {
-        self.function(address).resume();
+        self.function(address, VirtioPci::resume);
     }
 
     /// Gives the function at `address` the state of another, and lets it go on from there.
@@ -267,26 +266,30 @@ impl Machine {
     /// # Errors
     /// The state is of another kind of function.
     pub fn restore_and_resume(&self, address: Address, state: &VirtioPciState) -> Result<(), Error> {
-        let changes = {
-            let mut function = self.function(address);
+        let changes = self.function(address, |function| {
             function.pause();
-            let changes = function.restore(state)?;
+            let changes = function.restore(state);
             function.resume();
             changes
-        };
-        self.board.pci().update(address, &changes);
-        self.board
+        })?;
+        self.board().pci().update(address, &changes);
+        self.board()
             .apply_all(changes.into_iter().map(|change| (address, change)).collect());
         Ok(())
     }
 
-    fn plugged(&self, address: Address) -> &Plugged {
-        let found = self.plugged.iter().find(|plugged| plugged.address == address);
-        found.unwrap_or_else(|| panic!("nothing was plugged at {address}"))
+    /// Calls `ask` with the function at `address`.
+    fn function<T>(&self, address: Address, ask: impl FnOnce(&mut VirtioPci) -> T) -> T {
+        let plugged = self.inventory.at(address);
+        let slot = plugged.as_ref().and_then(|plugged| plugged.slot());
+        ask(&mut lock(&slot.unwrap_or_else(|| nothing_at(address)).function))
     }
+}
 
-    fn function(&self, address: Address) -> std::sync::MutexGuard<'_, VirtioPci> {
-        let function = &self.plugged(address).function;
-        function.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn nothing_at<T>(address: Address) -> T {
+    panic!("nothing was plugged at {address}")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

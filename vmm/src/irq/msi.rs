@@ -72,15 +72,16 @@ impl MsiRoutes {
         Ok(gsi)
     }
 
-    /// Gives a reserved GSI back.
+    /// Gives reserved GSIs back.
     ///
     /// # Errors
     /// KVM refused the table.
-    pub fn release(&self, gsi: Gsi) -> Result<(), RouteError> {
+    pub fn release(&self, gsis: impl IntoIterator<Item = Gsi>) -> Result<(), RouteError> {
         let mut messages = self.lock();
-        match messages.remove(&gsi) {
-            Some(Some(_)) => self.commit(&messages),
-            _ => Ok(()),
+        let had_message = |gsi| matches!(messages.remove(&gsi), Some(Some(_)));
+        match gsis.into_iter().map(had_message).fold(false, |any, had| any | had) {
+            true => self.commit(&messages),
+            false => Ok(()),
         }
     }
 

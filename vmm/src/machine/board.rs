@@ -119,12 +119,6 @@ impl Board {
         self.write_bar(Space::Memory, address, data);
     }
 
-    /// Writes configuration space as firmware does.
-    pub fn write_config(&self, address: Address, offset: u16, data: &[u8]) {
-        let changes = self.pci.write_config(address, offset, data);
-        changes.into_iter().for_each(|change| self.apply(address, change));
-    }
-
     /// Brings everything on the board into its state at power-on.
     pub fn reset(&self) {
         for range in self.ports.read().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -134,12 +128,20 @@ impl Board {
         self.apply_all(self.pci.reset());
     }
 
-    /// Takes every function off the bus. Their queues are stopped and drained, and their backends closed, when this returns.
-    pub fn unplug_all(&self) {
-        for address in self.pci.addresses() {
-            if let Some((function, _)) = self.pci.remove(address) {
-                pci::bus::lock(&function).reset();
-            }
+    /// What ties functions to the outside, if anything does.
+    pub fn wiring(&self) -> Option<&Arc<dyn Wiring>> {
+        self.wiring.as_ref()
+    }
+
+    /// Takes the function at `address` off the bus. Its queues are stopped and drained when this returns, and it is gone unless somebody
+    /// else holds it.
+    pub fn remove(&self, address: Address) {
+        let Some((function, _)) = self.pci.remove(address) else {
+            return;
+        };
+        pci::bus::lock(&function).reset();
+        if let Some(wiring) = &self.wiring {
+            wiring.untie(address);
         }
     }
 

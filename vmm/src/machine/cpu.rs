@@ -48,7 +48,7 @@ fn start_over(vcpu: &mut Vcpu, shared: &Shared) -> Result<(), crate::kvm::KvmErr
 
 /// Enters the guest once.
 fn enter(vcpu: &mut Vcpu, shared: &Shared, counters: &ExitCounters) -> Pause {
-    let board = &shared.board;
+    let board = shared.board();
     let failed = |reason: String| {
         shared.control.end(Outcome::Failed(reason));
         Pause::AtGate

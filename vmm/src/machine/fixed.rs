@@ -132,9 +132,7 @@ impl Platform {
 
 /// What a BIOS does before it hands over: the chipset's registers, and the BARs of the devices unless the guest is to place them.
 pub(super) fn firmware_setup(board: &Board, layout: &Layout, resources: PciResources) -> Result<(), StartError> {
-    for write in host::FIRMWARE_WRITES {
-        board.write_config(write.address, write.offset, write.data);
-    }
+    board.apply_all(host::play_firmware(board.pci()));
     if resources == PciResources::Firmware {
         let windows = pci::resources::Windows::pc(layout.low_end());
         board.apply_all(pci::resources::assign(board.pci(), &windows)?);

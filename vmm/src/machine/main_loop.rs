@@ -56,8 +56,8 @@ impl MainLoop {
     /// Brings chips, board and memory into the state in which firmware hands over to the kernel.
     pub(super) fn power_on(&mut self) -> Result<(), StartError> {
         self.vm.reset_chips(ELCR)?;
-        self.shared.board.reset();
-        fixed::firmware_setup(&self.shared.board, self.ram.layout(), self.pci_resources)?;
+        self.shared.board().reset();
+        fixed::firmware_setup(self.shared.board(), self.ram.layout(), self.pci_resources)?;
         let entry = boot::prepare(&self.boot, self.ram.memory())?;
         let regs = cpu_state::registers(&entry);
         let sregs = cpu_state::special_registers(&entry, &self.sregs);
@@ -77,7 +77,7 @@ impl MainLoop {
             // A panicked thread has ended the machine with a message of its own.
             let _ = cpu.join();
         }
-        self.shared.board.unplug_all();
+        self.shared.inventory.clear();
         lock(&self.platform.serial).close_output(LAST_WORDS);
     }
 

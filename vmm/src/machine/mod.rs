@@ -5,8 +5,8 @@ pub mod console;
 mod control;
 mod cpu;
 mod fixed;
+pub mod inventory;
 mod main_loop;
-mod plug;
 mod serial_feed;
 mod stats;
 pub mod wiring;
@@ -27,6 +27,7 @@ use self::board::Board;
 use self::console::Console;
 use self::control::Control;
 use self::fixed::Platform;
+use self::inventory::{Inventory, PlugError};
 use self::main_loop::MainLoop;
 use self::stats::ExitCounters;
 use self::wiring::KvmWiring;
@@ -79,10 +80,10 @@ pub enum StartError {
     /// The table of interrupt routes
     #[error(transparent)]
     Routes(#[from] RouteError),
-    /// A device's options, or its backend
+    /// A device, or an I/O thread
     #[error(transparent)]
-    Device(#[from] devices::virtio::options::ConfigError),
-    /// A device's place on the bus
+    Plug(#[from] PlugError),
+    /// A chip's place on the bus
     #[error(transparent)]
     Bus(#[from] pci::bus::BusError),
     /// A device's BARs
@@ -105,10 +106,11 @@ impl StartError {
 
     /// Is it the user's to mend, by another command line or another file?
     pub fn is_users(&self) -> bool {
-        matches!(
-            self,
-            Self::Config(_) | Self::Boot(_) | Self::Device(_) | Self::Bus(_) | Self::Resources(_)
-        )
+        match self {
+            Self::Config(_) | Self::Boot(_) | Self::Bus(_) | Self::Resources(_) => true,
+            Self::Plug(error) => !matches!(error, PlugError::IoThread(_)),
+            _ => false,
+        }
     }
 }
 
@@ -117,7 +119,7 @@ const STACK: usize = 512 << 10;
 
 /// What all threads of a machine share.
 struct Shared {
-    board: Board,
+    inventory: Inventory,
     serial: Arc<Mutex<Serial>>,
     control: Control,
     /// Registers for the boot CPU; set before every start.
@@ -155,11 +157,12 @@ impl Machine {
 
         let lines = Lines::new(Arc::clone(vm.fd()) as _);
         let wiring = Arc::new(KvmWiring::new(Arc::clone(vm.fd()))?);
-        let (platform, board) = Platform::new(&config, ram.layout(), &vm, lines, Arc::clone(&wiring) as _, serial)?;
-        plug::plug_all(&config, ram.memory(), &board, &wiring)?;
+        let (platform, board) = Platform::new(&config, ram.layout(), &vm, lines, wiring, serial)?;
+        let inventory = Inventory::new(Arc::new(board), Arc::new(ram.memory().clone()));
+        populate(&inventory, &config)?;
         let control = Control::new(vcpus.len(), config.end_at_reset).map_err(StartError::host("event descriptor"))?;
         let shared = Arc::new(Shared {
-            board,
+            inventory,
             serial: Arc::clone(&platform.serial),
             control,
             entry: Mutex::default(),
@@ -248,6 +251,18 @@ fn boot_config(config: &MachineConfig, layout: &Layout) -> Result<BootConfig, St
     })
 }
 
+/// Makes the I/O threads and plugs the devices of `config` in.
+fn populate(inventory: &Inventory, config: &MachineConfig) -> Result<(), PlugError> {
+    config
+        .io_threads
+        .iter()
+        .try_for_each(|name| inventory.add_io_thread(name))?;
+    config
+        .devices
+        .iter()
+        .try_for_each(|device| inventory.plug(device).map(drop))
+}
+
 /// Creates the CPUs, and sees on the first of them that this host's KVM can boot a kernel at all.
 fn create_cpus(kvm: &kvm_ioctls::Kvm, vm: &Vm, ram: &Ram, count: u32) -> Result<Vec<Vcpu>, StartError> {
     let supported = cpuid::supported(kvm)?;
@@ -297,6 +312,11 @@ impl Running {
         self.ended.try_clone()
     }
 
+    /// What is plugged in.
+    pub fn inventory(&self) -> &Inventory {
+        &self.shared.inventory
+    }
+
     /// The figures so far.
     pub fn stats(&self) -> Stats {
         self.shared.stats()
@@ -328,15 +348,19 @@ impl Drop for Running {
 }
 
 impl Shared {
+    fn board(&self) -> &Board {
+        self.inventory.board()
+    }
+
     fn set_entry(&self, entry: EntryState) {
         *self.entry.lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
     }
 
     fn stats(&self) -> Stats {
         let mut stats = Stats::default();
-        stats.devices = self.board.accesses();
-        stats.interrupts = self.board.lines().raised();
-        stats.messages = self.board.messages();
+        stats.devices = self.board().accesses();
+        stats.interrupts = self.board().lines().raised();
+        stats.messages = self.board().messages();
         for counters in &self.exits {
             stats.add_exits(counters);
         }

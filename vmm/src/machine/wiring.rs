@@ -15,6 +15,15 @@ use crate::irq::{Gsi, MsiMessage, MsiRoutes, RouteError};
 
 /// What makes doorbells and messages work outside the board; without it every kick is an access to the function.
 pub trait Wiring: Send + Sync {
+    /// The way out for the messages of the function that is about to be built for `address`.
+    fn sender(&self, address: Address) -> Arc<dyn MsixSender>;
+
+    /// Ties the kicks of the function at `address` from now on.
+    fn tie(&self, address: Address, doorbells: Vec<Doorbell>);
+
+    /// Gives back all that there is for the function at `address`, which has left the bus or never came.
+    fn untie(&self, address: Address);
+
     /// A function's decode or its MSI-X table changed.
     fn changed(&self, bus: &Bus, address: Address, change: Change);
 
@@ -33,9 +42,17 @@ pub struct KvmWiring {
 /// A function and what of it is tied.
 struct Tied {
     doorbells: Vec<Doorbell>,
-    /// Which doorbells ring at which address now.
-    bound: BTreeMap<usize, u64>,
+    /// Which doorbells ring where now.
+    bound: BTreeMap<usize, Bound>,
     vectors: Arc<Vectors>,
+}
+
+/// Where a doorbell rings.
+#[derive(Clone, Copy)]
+struct Bound {
+    bar: u8,
+    space: Space,
+    address: u64,
 }
 
 impl KvmWiring {
@@ -51,27 +68,6 @@ impl KvmWiring {
             functions: Mutex::default(),
             messages: Arc::default(),
         })
-    }
-
-    /// The way out for the messages of a function that is about to be built.
-    pub fn vectors(&self) -> Arc<Vectors> {
-        Arc::new(Vectors {
-            vm: Arc::clone(&self.vm),
-            routes: Arc::clone(&self.routes),
-            lines: Mutex::default(),
-            fast: (0..MAX_VECTORS).map(|_| OnceLock::new()).collect(),
-            messages: Arc::clone(&self.messages),
-        })
-    }
-
-    /// Ties the function at `address` from now on.
-    pub fn tie(&self, address: Address, doorbells: Vec<Doorbell>, vectors: Arc<Vectors>) {
-        let tied = Tied {
-            doorbells,
-            bound: BTreeMap::new(),
-            vectors,
-        };
-        self.functions().insert(address, tied);
     }
 
     fn functions(&self) -> MutexGuard<'_, BTreeMap<Address, Tied>> {
@@ -90,7 +86,8 @@ impl KvmWiring {
             };
             match self.set(doorbell, region.space, address, true) {
                 Ok(()) => {
-                    tied.bound.insert(index, address);
+                    let (bar, space) = (region.bar, region.space);
+                    tied.bound.insert(index, Bound { bar, space, address });
                 }
                 // The kick then takes the slow way, through the CPU's thread, and works all the same.
                 Err(error) => tracing::warn!("ioeventfd for queue {} at {address:#x}: {error}", doorbell.queue),
@@ -99,15 +96,18 @@ impl KvmWiring {
     }
 
     fn unbind(&self, tied: &mut Tied, region: Region) {
-        for (index, doorbell) in tied
-            .doorbells
-            .iter()
-            .enumerate()
-            .filter(|(_, bell)| bell.bar == region.bar)
-        {
-            if let Some(address) = tied.bound.remove(&index)
-                && let Err(error) = self.set(doorbell, region.space, address, false)
-            {
+        let (gone, kept) = std::mem::take(&mut tied.bound)
+            .into_iter()
+            .partition(|(_, bound)| bound.bar == region.bar);
+        tied.bound = kept;
+        self.release(&tied.doorbells, gone);
+    }
+
+    /// Takes the ioeventfds of `bound` away.
+    fn release(&self, doorbells: &[Doorbell], bound: BTreeMap<usize, Bound>) {
+        for (index, Bound { space, address, .. }) in bound {
+            let Some(doorbell) = doorbells.get(index) else { continue };
+            if let Err(error) = self.set(doorbell, space, address, false) {
                 tracing::warn!(
                     "ioeventfd for queue {} at {address:#x} cannot be removed: {error}",
                     doorbell.queue
@@ -132,6 +132,37 @@ impl KvmWiring {
 }
 
 impl Wiring for KvmWiring {
+    fn sender(&self, address: Address) -> Arc<dyn MsixSender> {
+        let vectors = Arc::new(Vectors {
+            vm: Arc::clone(&self.vm),
+            routes: Arc::clone(&self.routes),
+            lines: Mutex::default(),
+            fast: (0..MAX_VECTORS).map(|_| OnceLock::new()).collect(),
+            messages: Arc::clone(&self.messages),
+        });
+        let tied = Tied {
+            doorbells: Vec::new(),
+            bound: BTreeMap::new(),
+            vectors: Arc::clone(&vectors),
+        };
+        self.functions().insert(address, tied);
+        vectors
+    }
+
+    fn tie(&self, address: Address, doorbells: Vec<Doorbell>) {
+        if let Some(tied) = self.functions().get_mut(&address) {
+            tied.doorbells = doorbells;
+        }
+    }
+
+    fn untie(&self, address: Address) {
+        let tied = self.functions().remove(&address);
+        if let Some(tied) = tied {
+            self.release(&tied.doorbells, tied.bound);
+            tied.vectors.release();
+        }
+    }
+
     fn changed(&self, bus: &Bus, address: Address, change: Change) {
         let mut functions = self.functions();
         let Some(tied) = functions.get_mut(&address) else {
@@ -192,14 +223,34 @@ impl Vectors {
         let Some(slot) = self.fast.get(usize::from(vector)) else {
             return Err(RouteError::Full);
         };
-        let gsi = self.routes.reserve()?;
-        self.routes.set(gsi, Some(message))?;
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(RouteError::Event)?;
-        self.vm.register_irqfd(&event, gsi).map_err(RouteError::Kvm)?;
+        let gsi = self.routes.reserve()?;
+        let set = self.routes.set(gsi, Some(message));
+        let tied = set.and_then(|()| self.vm.register_irqfd(&event, gsi).map_err(RouteError::Kvm));
+        if let Err(error) = tied {
+            self.routes.release([gsi])?;
+            return Err(error);
+        }
         lines.insert(vector, gsi);
         // Under the lock, and only for a vector without a line: it is not set yet.
         let _ = slot.set(event);
         Ok(())
+    }
+}
+
+impl Vectors {
+    /// Gives back every GSI. Messages that are still sent go nowhere.
+    fn release(&self) {
+        let lines = std::mem::take(&mut *self.lines.lock().unwrap_or_else(PoisonError::into_inner));
+        for (vector, gsi) in &lines {
+            let event = self.fast.get(usize::from(*vector)).and_then(OnceLock::get);
+            if let Some(Err(error)) = event.map(|event| self.vm.unregister_irqfd(event, *gsi)) {
+                tracing::warn!("irqfd of GSI {gsi} cannot be removed: {error}");
+            }
+        }
+        if let Err(error) = self.routes.release(lines.into_values()) {
+            tracing::warn!("interrupt routes cannot be given back: {error}");
+        }
     }
 }
 
