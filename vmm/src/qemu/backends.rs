@@ -22,7 +22,12 @@ pub struct Backends {
     pub chardevs: Named,
     /// Objects: QEMU's options without `id`; `qom-type` says which kind.
     pub objects: Named,
+    /// Properties of all devices of a kind: driver, property, value.
+    pub globals: Vec<[String; 3]>,
 }
+
+/// The kinds of which every virtio device on PCI is one.
+const BASES: [&str; 2] = ["virtio-pci", "virtio-device"];
 
 impl Backends {
     /// `-netdev` and QMP's `netdev_add`: `type=user,id=n0,...`.
@@ -82,6 +87,20 @@ impl Backends {
         let id = take_id(&mut pairs, "-object", &self.objects)?;
         self.objects.insert(id, pairs);
         Ok(())
+    }
+
+    /// `-global driver.property=value`.
+    pub fn add_global(&mut self, driver: &str, property: &str, value: &str) {
+        self.globals.push([driver, property, value].map(str::to_owned));
+    }
+
+    /// The properties that `device` has because of its kind.
+    pub(super) fn globals_of(&self, device: &str) -> Pairs {
+        let applies = |driver: &str| driver == device || (device.starts_with("virtio-") && BASES.contains(&driver));
+        let globals = self.globals.iter().filter(|[driver, ..]| applies(driver));
+        globals
+            .map(|[_, property, value]| (property.as_str(), value.as_str()))
+            .collect()
     }
 
     /// A device as `-device` and `device_add` have it (`pairs` without `driver`), with its references turned into the options of

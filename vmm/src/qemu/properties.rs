@@ -1,31 +1,152 @@
 //! Properties of QEMU's devices, made into options of ours.
 
+use devices::virtio::info::{self, CHILDREN};
 use devices::virtio::options::{ConfigError, Pairs};
 
 use super::backends::{Backends, Named};
+use super::keyval::{Reader, Settled, settled};
 use crate::config::DeviceConfig;
 
+/// What a property of QEMU's becomes.
+enum Becomes {
+    /// An option of ours by another name.
+    Renamed(&'static str),
+    /// The options of the thing that it refers to.
+    Inline(fn(&Backends) -> &Named),
+    /// A reference to an object of this type, which stays one.
+    Object(&'static str),
+    /// The options of an object of one of our sources of random numbers.
+    Rng,
+}
+
+/// Properties that are not options of ours as they are.
+const PROPERTIES: &[(&str, Becomes)] = &[
+    ("drive", Becomes::Inline(|backends| &backends.drives)),
+    ("netdev", Becomes::Inline(|backends| &backends.netdevs)),
+    ("chardev", Becomes::Inline(|backends| &backends.chardevs)),
+    ("rng", Becomes::Rng),
+    ("iothread", Becomes::Object("iothread")),
+    ("num-queues", Becomes::Renamed("queues")),
+];
+
+/// Properties of every virtio device on PCI that are as things are here.
+const PCI: &[Settled] = &[
+    settled("bus", &["pci.0", "pci"], "there is one bus, pci.0"),
+    settled("multifunction", &["off"], "each device has a slot of its own"),
+    settled("rombar", &["0"], "there is no firmware that would run it"),
+    settled("romfile", &[""], "there is no firmware that would run it"),
+    settled("ioeventfd", &[], "kicks are always events"),
+    settled("page-per-vq", &["off"], "doorbells are 4 bytes apart"),
+    settled("x-disable-pcie", &[], "the bus is not PCI Express"),
+    settled("x-pcie-lnkctl-init", &[], "the bus is not PCI Express"),
+    settled("x-pcie-deverr-init", &[], "the bus is not PCI Express"),
+    settled("x-pcie-pm-init", &[], "the bus is not PCI Express"),
+    settled("x-pcie-flr-init", &[], "the bus is not PCI Express"),
+    settled("migrate-extra", &[], "there is no migration"),
+    settled("use-started", &[], "there is no migration"),
+    settled("use-disabled-flag", &[], "a broken device is the driver's doing"),
+    settled("virtio-pci-bus-master-bug-migration", &[], "there is no migration"),
+    settled("failover_pair_id", &[""], "there is nothing to fail over to"),
+];
+
+/// Properties of disks that are as things are here.
+const BLOCK: &[Settled] = &[
+    settled("share-rw", &["off"], "images are locked"),
+    settled("werror", &["auto", "report"], "errors are reported to the guest"),
+    settled("rerror", &["auto", "report"], "errors are reported to the guest"),
+    settled("config-wce", &["on"], "the guest can switch the write cache"),
+    settled("request-merging", &[], "the guest cannot tell"),
+    settled("seg-max-adjust", &["on"], "it follows the size of the queue"),
+    settled("scsi", &["off"], "SCSI commands are not passed through"),
+    settled(
+        "discard",
+        &["on"],
+        "discards are offered; the drive's discard= says what becomes of them",
+    ),
+    settled("write-zeroes", &["on"], "it is offered"),
+    settled("logical_block_size", &["512"], "sectors have 512 bytes"),
+    settled("physical_block_size", &["512"], "sectors have 512 bytes"),
+    settled("min_io_size", &["0"], "there is none"),
+    settled("opt_io_size", &["0"], "there is none"),
+    settled("account-invalid", &[], "the guest cannot tell"),
+    settled("account-failed", &[], "the guest cannot tell"),
+];
+
+/// Properties of network cards that are as things are here.
+const NET: &[Settled] = &[
+    settled("failover", &["off"], "there is nothing to fail over to"),
+    settled("tx", &["bh", "timer"], "what the driver queues is sent at once"),
+    settled("x-txtimer", &[], "what the driver queues is sent at once"),
+    settled("x-txburst", &[], "what the driver queues is sent at once"),
+    settled("speed", &["-1"], "the guest is told of none"),
+    settled("rss", &["off"], "there is no receive side scaling"),
+    settled("hash", &["off"], "there is no receive side scaling"),
+    settled("x-mtu-bypass-backend", &[], "the guest cannot tell"),
+];
+
+/// Properties by the beginning of the device's name.
+const SETTLED: &[(&str, &[Settled])] = &[("virtio-", PCI), ("virtio-blk", BLOCK), ("virtio-net", NET)];
+
 /// The device with its references resolved.
-pub(super) fn translate(device: &str, mut pairs: Pairs, backends: &Backends) -> Result<DeviceConfig, ConfigError> {
-    for (key, named) in [
-        ("drive", &backends.drives),
-        ("netdev", &backends.netdevs),
-        ("chardev", &backends.chardevs),
-    ] {
-        if let Some(id) = pairs.take(key) {
-            let inline = referred(device, key, &id, named)?;
-            pairs.extend(inline.clone());
+pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Result<DeviceConfig, ConfigError> {
+    known(device)?;
+    let is_child = CHILDREN.iter().any(|child| child.name == device);
+    let mut given = backends.globals_of(device);
+    given.extend(pairs);
+    let mut reader = Reader::new(device, given);
+    let mut options = Pairs::default();
+    for (key, becomes) in PROPERTIES {
+        let Some(value) = reader.text(key) else { continue };
+        match becomes {
+            Becomes::Renamed(name) => options.push(*name, value),
+            Becomes::Inline(named) => options.extend(referred(device, key, &value, named(backends))?.clone()),
+            Becomes::Object(kind) => {
+                object(device, key, &value, &[kind], backends)?;
+                options.push(*key, value);
+            }
+            Becomes::Rng => options.extend(rng(device, &value, backends)?),
         }
     }
-    Ok(DeviceConfig::new(device, pairs))
+    if !is_child {
+        for (_, table) in SETTLED.iter().filter(|(prefix, _)| device.starts_with(prefix)) {
+            reader.settle(table)?;
+        }
+    }
+    if device.starts_with("virtio-blk") {
+        write_cache(&mut reader, &mut options)?;
+    }
+    options.extend(reader.rest());
+    Ok(DeviceConfig::new(device, options))
+}
+
+/// `write-cache=`, which QEMU has at the device and we have in the word for `cache=`.
+fn write_cache(reader: &mut Reader, options: &mut Pairs) -> Result<(), ConfigError> {
+    let Some(value) = reader.text("write-cache").filter(|value| value != "auto") else {
+        return Ok(());
+    };
+    let on = match super::keyval::canonical(&value) {
+        "on" => true,
+        "off" => false,
+        _ => return Err(reader.invalid("write-cache", &value, "on|off|auto")),
+    };
+    let mode = match (options.get("cache").unwrap_or("writeback"), on) {
+        ("writeback" | "unsafe", false) => "writethrough",
+        ("none", false) => "directsync",
+        ("writethrough", true) => "writeback",
+        ("directsync", true) => "none",
+        _ => return Ok(()),
+    };
+    options.push("cache", mode);
+    Ok(())
 }
 
 /// What `key=id` of `device` refers to.
 fn referred<'a>(device: &str, key: &str, id: &str, named: &'a Named) -> Result<&'a Pairs, ConfigError> {
     named.get(id).ok_or_else(|| {
         let remedy = match key {
-            "drive" => format!("add -drive if=none,id={id},... or -blockdev node-name={id},..."),
-            "rng" | "iothread" => format!("add -object ...,id={id}"),
+            "drive" => format!("add -drive if=none,id={id},file=FILE or -blockdev node-name={id},..."),
+            "rng" => format!("add -object rng-random,id={id}"),
+            "iothread" => format!("add -object iothread,id={id}"),
             _ => format!("add -{key} ...,id={id}"),
         };
         ConfigError::refused(
@@ -34,4 +155,268 @@ fn referred<'a>(device: &str, key: &str, id: &str, named: &'a Named) -> Result<&
             remedy,
         )
     })
+}
+
+/// The object that `key=id` of `device` refers to, of one of these types.
+fn object<'a>(
+    device: &str,
+    key: &str,
+    id: &str,
+    kinds: &[&str],
+    backends: &'a Backends,
+) -> Result<&'a Pairs, ConfigError> {
+    let object = referred(device, key, id, &backends.objects)?;
+    let kind = object.get("qom-type").unwrap_or_default();
+    if kinds.contains(&kind) {
+        return Ok(object);
+    }
+    let problem = format!("{key}={id} is a {kind}");
+    Err(ConfigError::refused(
+        device,
+        problem,
+        format!("name a {}", kinds.join(" or a ")),
+    ))
+}
+
+/// The source of a `rng=`. The kernel's own generator is the one of `rng-builtin`.
+fn rng(device: &str, id: &str, backends: &Backends) -> Result<Pairs, ConfigError> {
+    let object = object(device, "rng", id, &["rng-random", "rng-builtin"], backends)?;
+    Ok(object.iter().filter(|(key, _)| *key == "filename").collect())
+}
+
+/// Devices of QEMU that many know, by the beginning of their names, and what there is instead.
+const ELSEWHERE: &[(&[&str], &str)] = &[
+    (
+        &[
+            "e1000", "rtl8139", "ne2k", "pcnet", "i8255", "vmxnet", "usb-net", "tulip",
+        ],
+        "use virtio-net-pci",
+    ),
+    (
+        &[
+            "ide-",
+            "ahci",
+            "nvme",
+            "scsi-",
+            "virtio-scsi",
+            "megasas",
+            "lsi",
+            "pvscsi",
+            "sd-card",
+            "floppy",
+            "vhost-scsi",
+        ],
+        "use virtio-blk-pci",
+    ),
+    (
+        &[
+            "VGA",
+            "qxl",
+            "cirrus",
+            "virtio-gpu",
+            "virtio-vga",
+            "bochs",
+            "ramfb",
+            "vmware-svga",
+            "secondary-vga",
+        ],
+        "there are no displays; use -serial or a virtconsole",
+    ),
+    (
+        &[
+            "usb",
+            "qemu-xhci",
+            "nec-usb",
+            "piix3-usb",
+            "ich9-usb",
+            "virtio-keyboard",
+            "virtio-mouse",
+            "virtio-tablet",
+        ],
+        "there is no USB, keyboard or tablet; use -serial or a virtconsole",
+    ),
+    (
+        &["virtio-9p", "vhost-user-fs", "virtio-fs"],
+        "there are no shared folders; give a disk with -drive if=virtio",
+    ),
+    (
+        &[
+            "pcie-",
+            "ioh3420",
+            "pci-bridge",
+            "pxb",
+            "i82801b11",
+            "x3130",
+            "xio3130",
+            "cxl",
+        ],
+        "there is one bus, pci.0, without bridges; leave it out, and bus= of the devices behind it",
+    ),
+    (
+        &["vhost-vsock", "vhost-user-vsock"],
+        "there is no vsock; use a virtserialport or a network",
+    ),
+    (
+        &[
+            "intel-hda",
+            "hda-",
+            "AC97",
+            "ES1370",
+            "ich9-intel-hda",
+            "sb16",
+            "virtio-sound",
+        ],
+        "there is no sound",
+    ),
+    (
+        &["vfio-", "pci-assign", "virtio-iommu", "intel-iommu", "amd-iommu"],
+        "there is no IOMMU, and the host's devices cannot be passed on",
+    ),
+    (
+        &[
+            "pvpanic",
+            "i6300esb",
+            "ib700",
+            "vmcoreinfo",
+            "vmgenid",
+            "ivshmem",
+            "edu",
+            "pci-testdev",
+            "tpm-",
+            "nvdimm",
+            "pc-dimm",
+            "virtio-mem",
+            "virtio-pmem",
+            "virtio-crypto",
+        ],
+        "leave it out",
+    ),
+];
+
+/// Sees that there is such a device.
+fn known(device: &str) -> Result<(), ConfigError> {
+    if CHILDREN.iter().any(|child| child.name == device) {
+        return Ok(());
+    }
+    let Err(error) = info::find(device) else { return Ok(()) };
+    if let Some(plain) = device.strip_suffix("-device")
+        && info::find(plain).is_ok()
+    {
+        let remedy = format!("use {plain}-pci");
+        return Err(ConfigError::refused(device, "virtio-mmio is not here", remedy));
+    }
+    let elsewhere = ELSEWHERE
+        .iter()
+        .find(|(prefixes, _)| prefixes.iter().any(|prefix| device.starts_with(prefix)));
+    Err(match elsewhere {
+        Some((_, remedy)) => ConfigError::refused(device, "there is no such device here", remedy),
+        None => error,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn backends() -> Backends {
+        let mut backends = Backends::default();
+        let pairs = |text| Pairs::parse(text, None);
+        backends
+            .add_drive(pairs("id=d0,file=a.img,format=raw,cache=none"))
+            .unwrap();
+        backends.add_object(pairs("qom-type=iothread,id=io1")).unwrap();
+        backends
+            .add_object(pairs("qom-type=rng-random,id=r0,filename=/dev/random"))
+            .unwrap();
+        backends
+    }
+
+    fn resolve(device: &str, text: &str) -> Result<String, String> {
+        let resolved = backends().resolve(device, Pairs::parse(text, None));
+        resolved
+            .map(|device| device.options.to_string())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn references_become_options() {
+        for (device, text, expected) in [
+            (
+                "virtio-blk-pci",
+                "drive=d0,id=x,addr=04.0",
+                "path=a.img,format=raw,cache=none,id=x,addr=04.0",
+            ),
+            (
+                "virtio-blk-pci",
+                "drive=d0,num-queues=4,iothread=io1,write-cache=off",
+                "path=a.img,format=raw,cache=none,iothread=io1,queues=4,cache=directsync",
+            ),
+            (
+                "virtio-blk",
+                "drive=d0,bus=pci.0,ioeventfd=on,romfile=,scsi=off",
+                "path=a.img,format=raw,cache=none",
+            ),
+            ("virtio-rng-pci", "rng=r0", "filename=/dev/random"),
+            (
+                "virtio-rng-pci-non-transitional",
+                "disable-modern=off",
+                "disable-modern=off",
+            ),
+        ] {
+            assert_eq!(resolve(device, text), Ok(expected.to_owned()), "{device},{text}");
+        }
+    }
+
+    #[test]
+    fn what_refers_to_nothing_or_the_wrong_thing_is_refused() {
+        for (device, text, complaint) in [
+            (
+                "virtio-blk-pci",
+                "drive=d1",
+                "virtio-blk-pci: drive=d1: there is nothing of that name; add -drive if=none,id=d1",
+            ),
+            (
+                "virtio-rng-pci",
+                "rng=io1",
+                "virtio-rng-pci: rng=io1 is a iothread; name a rng-random or a rng-builtin",
+            ),
+            ("virtio-blk-pci", "drive=d0,iothread=io2", "add -object iothread,id=io2"),
+            ("virtio-blk-pci", "drive=d0,bus=pci.1", "there is one bus"),
+            (
+                "virtio-blk-pci",
+                "drive=d0,logical_block_size=4096",
+                "sectors have 512 bytes",
+            ),
+            (
+                "virtio-blk-device",
+                "drive=d0",
+                "virtio-mmio is not here; use virtio-blk-pci",
+            ),
+            (
+                "e1000",
+                "netdev=n0",
+                "e1000: there is no such device here; use virtio-net-pci",
+            ),
+            ("virtio-rgn-pci", "", "did you mean 'virtio-rng-pci'?"),
+        ] {
+            let error = resolve(device, text).unwrap_err();
+            assert!(error.contains(complaint), "{error}");
+        }
+    }
+
+    #[test]
+    fn globals_come_before_what_the_device_says() {
+        let mut backends = backends();
+        backends.add_global("virtio-blk-pci", "vectors", "6");
+        backends.add_global("virtio-pci", "disable-modern", "on");
+        backends.add_global("virtio-net-pci", "vectors", "7");
+        let device = backends
+            .resolve("virtio-blk-pci", Pairs::parse("drive=d0,vectors=3", None))
+            .unwrap();
+        assert_eq!(
+            device.options.to_string(),
+            "path=a.img,format=raw,cache=none,vectors=6,disable-modern=on,vectors=3"
+        );
+    }
 }
