@@ -42,6 +42,23 @@ pub struct MachineConfig {
     pub devices: Vec<DeviceConfig>,
     /// Names of the I/O threads that serve them; one is made when none is named.
     pub io_threads: Vec<String>,
+    /// What firmware is told.
+    pub firmware: FirmwareConfig,
+}
+
+/// What firmware asks of QEMU's configuration device, beside the sizes of the machine. Only a machine without a processor has that device.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct FirmwareConfig {
+    /// The machine's UUID, in the order of its digits; zeros when it has none.
+    pub uuid: [u8; 16],
+    /// There is no display, and the console is the serial port.
+    pub no_graphic: bool,
+    /// A menu is to be offered.
+    pub boot_menu: bool,
+    /// Milliseconds after which it starts again when nothing boots; -1 for never.
+    pub reboot_timeout: Option<i32>,
+    /// Milliseconds for which the picture and the menu are there.
+    pub splash_time: Option<u16>,
 }
 
 /// A virtio device as the user wrote it.
@@ -103,6 +120,7 @@ impl MachineConfig {
             pci_resources: PciResources::default(),
             devices: Vec::new(),
             io_threads: Vec::new(),
+            firmware: FirmwareConfig::default(),
         }
     }
 

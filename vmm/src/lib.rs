@@ -8,4 +8,5 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod qemu;
+pub mod qtest;
 pub mod signals;

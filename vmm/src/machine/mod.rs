@@ -100,7 +100,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Host { what, source }
     }
 
