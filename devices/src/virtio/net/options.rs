@@ -38,6 +38,11 @@ pub static OPTIONS: &[OptionSpec] = &[
         "open descriptors of a tap interface, 3 or 3:4, one for each queue pair",
     ),
     OptionSpec::new(
+        "capture",
+        OptionKind::Text,
+        "a file for what the guest sends and receives, pcapng if it ends so, else pcap",
+    ),
+    OptionSpec::new(
         "mac",
         OptionKind::Text,
         "hardware address; 52:54:00:12:34:56 and up if not given",

@@ -16,6 +16,7 @@ use crate::virtio::info::Host;
 use crate::virtio::options::{ConfigError, Options};
 use crate::virtio::virtq::GuestIoVec;
 
+mod capture;
 mod none;
 mod tap;
 #[cfg(test)]
@@ -245,5 +246,5 @@ pub fn open(options: &Options, host: &Host) -> Result<Opened, ConfigError> {
             "leave out queues=, or use tap=",
         ));
     }
-    Ok(opened)
+    capture::wrap(opened, options)
 }
