@@ -4,11 +4,17 @@
 //! A range that a guest names is checked here once, against the regions that really are RAM, and
 //! leaves as one or several [`HostSpan`]s. There is no arithmetic on guest addresses anywhere else.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+#[allow(unsafe_code, reason = "a system call that takes addresses")]
+mod discard;
+
+use std::ops::Range;
 use std::sync::Arc;
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+
+pub use discard::{DiscardError, Discarded, PAGE};
 
 /// Guest RAM: mappings of the host at guest-physical addresses, without a dirty bitmap.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
@@ -24,6 +30,11 @@ pub struct HostSpan {
 }
 
 impl HostSpan {
+    /// `len` bytes from `start` on, of which the caller knows that they are guest RAM.
+    pub(crate) fn new(start: *mut u8, len: usize) -> Self {
+        Self { start, len }
+    }
+
     /// Where the stretch begins in the host.
     pub fn as_ptr(self) -> *mut u8 {
         self.start
@@ -50,6 +61,8 @@ struct Region {
     /// Host address of the first byte, with its provenance exposed, so that the table may move
     /// between threads.
     host: usize,
+    /// How its pages go back to the host.
+    backing: discard::Backing,
 }
 
 /// The translation table of guest RAM, laid out for the data path: a flat list that is scanned from
@@ -76,6 +89,7 @@ impl MemoryMap {
                     start: region.start_addr().0,
                     len: region.len(),
                     host: host.expose_provenance(),
+                    backing: discard::Backing::of(region),
                 })
             })
             .collect();
@@ -120,6 +134,19 @@ impl MemoryMap {
     /// Whether every one of `len` bytes at `address` is RAM.
     pub fn contains(&self, address: u64, len: u64) -> bool {
         self.spans(address, len, |_| ()).is_ok()
+    }
+
+    /// Where RAM is: guest-physical ranges, one for each mapping.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let range = |region: &Region| region.start..region.start.saturating_add(region.len);
+        self.regions.iter().map(range)
+    }
+
+    /// The guest-physical address of a stretch that came from this table.
+    pub fn address_of(&self, span: HostSpan) -> Option<u64> {
+        let offset = |region: &Region| (span.start.addr() as u64).wrapping_sub(region.host as u64);
+        let region = self.regions.iter().find(|region| offset(region) < region.len)?;
+        Some(region.start.wrapping_add(offset(region)))
     }
 
     /// The longest stretch of at most `len` bytes from `address` that one region holds.

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::balloon;
 use super::block;
 use super::device::Device;
 use super::id::DeviceId;
@@ -19,7 +20,7 @@ use crate::io_thread::IoThreads;
 use crate::memory::GuestMemory;
 
 /// All devices, in the order of their virtio ids.
-pub static DEVICES: &[&DeviceInfo] = &[&net::INFO, &block::INFO, &rng::INFO];
+pub static DEVICES: &[&DeviceInfo] = &[&net::INFO, &block::INFO, &rng::INFO, &balloon::INFO];
 
 /// PCI class codes, base class and subclass, that QEMU gives virtio devices
 /// (include/hw/pci/pci_ids.h).
@@ -107,6 +108,8 @@ pub enum Control {
     Net(net::NetControl),
     /// Of a disk.
     Block(block::BlockControl),
+    /// Of a balloon.
+    Balloon(balloon::BalloonControl),
 }
 
 /// Makes a device as the user wants it.

@@ -1,5 +1,6 @@
 //! Virtio: the rings that every device shares, the transport that drivers reach devices by, and the devices themselves.
 
+pub mod balloon;
 pub mod block;
 pub mod device;
 pub mod id;
@@ -7,6 +8,7 @@ pub mod info;
 pub mod interrupt;
 pub mod net;
 pub mod options;
+mod report;
 pub mod rng;
 pub mod transport;
 pub mod virtq;

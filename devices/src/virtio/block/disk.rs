@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::SECTOR;
 use super::backend::{self, Image};
 use super::options::{AioMode, BlockConfig, CacheMode, DetectZeroes};
-use super::report::Reporter;
 use super::request::{ID_BYTES, Limits, Op, Range};
 use super::transfer::Manner;
 use crate::virtio::options::ConfigError;
+use crate::virtio::report::Reporter;
 
 /// An open disk.
 pub struct Disk {

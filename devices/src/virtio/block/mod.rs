@@ -13,7 +13,6 @@ pub mod disk;
 pub mod engine;
 pub mod options;
 mod queue;
-mod report;
 pub mod request;
 pub mod transfer;
 

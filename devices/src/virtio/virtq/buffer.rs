@@ -46,6 +46,11 @@ impl Segment {
         self.0.iov_len
     }
 
+    /// The stretch that it was made of.
+    pub(super) fn span(&self) -> HostSpan {
+        HostSpan::new(self.0.iov_base.cast(), self.0.iov_len)
+    }
+
     #[inline]
     pub(super) fn as_iovec(&self) -> &libc::iovec {
         &self.0

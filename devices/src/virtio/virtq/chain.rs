@@ -9,7 +9,7 @@ use super::buffer::{Reader, Segment, Writer};
 use super::config::MAX_QUEUE_SIZE;
 use super::fault::GuestFault;
 use super::ring::{DESCRIPTOR_SIZE, Descriptor, IndirectTable, SplitRing};
-use crate::memory::{GuestMemory, MemoryMap};
+use crate::memory::{GuestMemory, HostSpan, MemoryMap};
 
 /// The most descriptors that a chain with an indirect table may have if its queue is smaller.
 ///
@@ -104,8 +104,17 @@ impl Chain {
 
     /// Writes the device-writable part from its beginning.
     pub fn writer(&self) -> Writer<'_> {
-        let writable = self.0.segments.get(self.0.sums.readable_segments..).unwrap_or_default();
-        Writer::new(&self.0.memory, writable, self.writable_bytes(), self.0.head)
+        Writer::new(&self.0.memory, self.writable(), self.writable_bytes(), self.0.head)
+    }
+
+    /// The device-writable part as the memory that it is, for a device that is told about memory
+    /// and not about what is in it.
+    pub fn writable_spans(&self) -> impl Iterator<Item = HostSpan> {
+        self.writable().iter().map(Segment::span)
+    }
+
+    fn writable(&self) -> &[Segment] {
+        self.0.segments.get(self.0.sums.readable_segments..).unwrap_or_default()
     }
 }
 

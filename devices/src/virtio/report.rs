@@ -1,4 +1,4 @@
-//! Lines to the user about a disk that fails, few enough to be read.
+//! Lines to the user about a device that fails or a driver that errs, few enough to be read.
 
 #![forbid(unsafe_code)]
 
