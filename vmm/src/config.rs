@@ -34,6 +34,12 @@ pub struct MachineConfig {
     pub memory: u64,
     /// A reset by the guest ends the machine instead of starting it again.
     pub end_at_reset: bool,
+    /// A guest that switches itself off leaves the machine standing until somebody ends or resets it (QEMU's `-no-shutdown`).
+    pub keep_at_shutdown: bool,
+    /// A triple fault resets the machine, as in a PC, instead of ending it.
+    pub reset_at_triple_fault: bool,
+    /// The CPUs wait until somebody lets them run (QEMU's `-S`).
+    pub start_paused: bool,
     /// The port of the debug-exit device, if there is one.
     pub debug_exit: Option<u16>,
     /// Who places BARs.
@@ -116,6 +122,9 @@ impl MachineConfig {
             cpus: 1,
             memory: DEFAULT_MEMORY,
             end_at_reset: false,
+            keep_at_shutdown: false,
+            reset_at_triple_fault: false,
+            start_paused: false,
             debug_exit: None,
             pci_resources: PciResources::default(),
             devices: Vec::new(),

@@ -18,6 +18,10 @@ const LVT_LINT1: usize = 0x360;
 const DELIVER_EXTINT: u32 = 0x700;
 /// Delivery mode NMI.
 const DELIVER_NMI: u32 = 0x400;
+/// The bits of the delivery mode.
+const DELIVERY_MODE: u32 = 0x700;
+/// Nothing is delivered.
+const LVT_MASKED: u32 = 1 << 16;
 
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
@@ -130,6 +134,23 @@ impl Vcpu {
         self.fd.set_regs(regs).map_err(KvmError::at("set registers"))
     }
 
+    /// Tells the guest that it stood still, so that its watchdogs do not take that for a hang. Guests without kvmclock cannot be told.
+    pub fn tell_of_pause(&self) {
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
+    /// Pulls the local APIC's pin LINT1, where a PC has its non-maskable interrupts. The guest gets one if it has the pin set up so.
+    ///
+    /// # Errors
+    /// What KVM refused.
+    pub fn inject_nmi(&self) -> Result<(), KvmError> {
+        let lapic = self.fd.get_lapic().map_err(KvmError::at("read the local APIC"))?;
+        if apic_register(&lapic, LVT_LINT1) & (LVT_MASKED | DELIVERY_MODE) == DELIVER_NMI {
+            self.fd.nmi().map_err(KvmError::at("inject a non-maskable interrupt"))?;
+        }
+        Ok(())
+    }
+
     /// Writes the MSRs of power-on. KVM stops at the first MSR that it does not let userspace write; that one is passed over, since a guest
     /// could not have changed it either.
     fn write_msrs(&self) -> Result<(), KvmError> {
@@ -220,6 +241,11 @@ pub fn resettable_msrs(kvm: &Kvm) -> Result<Vec<u32>, KvmError> {
 }
 
 /// Writes the 32-bit register at `offset` of the APIC page.
+fn apic_register(lapic: &kvm_lapic_state, offset: usize) -> u32 {
+    let bytes = lapic.regs.iter().skip(offset).zip(0..4_u32);
+    bytes.fold(0, |value, (byte, place)| value | u32::from(*byte as u8) << (8 * place))
+}
+
 fn set_apic_register(lapic: &mut kvm_lapic_state, offset: usize, value: u32) {
     for (byte, value) in lapic.regs.iter_mut().skip(offset).zip(value.to_le_bytes()) {
         *byte = value as _;

@@ -1,46 +1,90 @@
-//! The life of a running machine: who may run, who waits, and how it ended.
+//! The gate of a machine's CPUs: who may run, who waits, and how it ended.
 //!
-//! The machine's own thread decides; CPU threads and the user ask. A CPU thread looks at the phase only when it was kicked or asked for
-//! something itself, so running costs nothing.
+//! A CPU thread looks at the gate only when it was kicked or asked for something itself, so running costs nothing.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use devices::platform::MachineRequest;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Outcome;
+use super::events::Cause;
 use crate::kvm::vcpu::Kick;
 
 /// How long to wait for CPUs before kicking them again: a signal may come just before a blocking system call.
 const KICK_AGAIN: Duration = Duration::from_millis(10);
 
+/// What a machine is doing, by QEMU's names (qapi/run-state.json, `RunState`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RunState {
+    /// It has not run since it was started or reset.
+    Prelaunch,
+    /// Its CPUs run.
+    Running,
+    /// The user stopped it.
+    Paused,
+    /// The guest switched itself off, and the machine is kept. It runs again only after a reset.
+    Shutdown,
+}
+
+impl RunState {
+    /// QEMU's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prelaunch => "prelaunch",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What happened while a CPU was elsewhere. A number that has changed since its last pass says what it has to do first.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Pass {
+    /// Starts of the machine: the CPU's state is to be that of power-on.
+    pub epoch: u64,
+    /// Pauses: the guest is to be told, lest its watchdogs bark.
+    pub pauses: u64,
+    /// Non-maskable interrupts: it is to get one.
+    pub nmis: u64,
+}
+
 /// What a CPU thread is to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Gate {
-    /// Run the guest; the CPU's state is to be reset first when the number is not that of its last pass.
-    Run {
-        /// Counts the starts of the machine.
-        epoch: u64,
-    },
+    /// Run the guest.
+    Run(Pass),
     /// Leave the thread.
     Leave,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    Running,
-    /// CPUs wait, the machine's thread works.
-    Held,
-    Over,
+/// What the machine's thread was asked to do.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Wishes {
+    /// Stand still, because the guest switched itself off.
+    pub halt: bool,
+    /// Reset.
+    pub reset: Option<Cause>,
+}
+
+impl Wishes {
+    fn is_empty(self) -> bool {
+        self == Self::default()
+    }
 }
 
 struct State {
-    phase: Phase,
-    epoch: u64,
+    run: RunState,
+    /// CPUs wait because the machine's thread works, or has a wish to fulfil.
+    held: bool,
+    over: bool,
+    /// The user was told that the guest is being switched off, and that has not come about yet.
+    announced: bool,
+    pass: Pass,
     cpus: usize,
     waiting: usize,
-    reset_wanted: bool,
+    wishes: Wishes,
     outcome: Option<Outcome>,
 }
 
@@ -50,21 +94,23 @@ pub struct Control {
     changed: Condvar,
     kicks: Mutex<Vec<Kick>>,
     wake: EventFd,
-    end_at_reset: bool,
 }
 
 impl Control {
-    /// For a machine of `cpus` CPU threads that is about to start. With `end_at_reset`, a guest's reset ends it.
+    /// For a machine of `cpus` CPU threads that is about to start.
     ///
     /// # Errors
     /// No event descriptor could be had.
-    pub fn new(cpus: usize, end_at_reset: bool) -> std::io::Result<Self> {
+    pub fn new(cpus: usize) -> std::io::Result<Self> {
         let state = State {
-            phase: Phase::Held,
-            epoch: 0,
+            run: RunState::Prelaunch,
+            held: true,
+            over: false,
+            announced: false,
+            pass: Pass::default(),
             cpus,
             waiting: 0,
-            reset_wanted: false,
+            wishes: Wishes::default(),
             outcome: None,
         };
         Ok(Self {
@@ -72,7 +118,6 @@ impl Control {
             changed: Condvar::new(),
             kicks: Mutex::default(),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
-            end_at_reset,
         })
     }
 
@@ -91,43 +136,83 @@ impl Control {
         self.kicks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// What the guest asked for by a port write.
-    pub fn request(&self, request: MachineRequest) {
-        match request {
-            MachineRequest::PowerOff => self.end(Outcome::PowerOff),
-            MachineRequest::DebugExit(value) => self.end(Outcome::DebugExit(value)),
-            MachineRequest::Reset if self.end_at_reset => self.end(Outcome::Reset),
-            MachineRequest::Reset => {
-                self.lock().reset_wanted = true;
-                self.hold();
-            }
-        }
+    /// What the machine is doing.
+    pub fn run_state(&self) -> RunState {
+        self.lock().run
+    }
+
+    /// Says whether this is the first to announce the machine's end.
+    pub fn announce_end(&self) -> bool {
+        !std::mem::replace(&mut self.lock().announced, true)
     }
 
     /// Ends the machine. The first outcome counts.
     pub fn end(&self, outcome: Outcome) {
-        let mut state = self.lock();
-        state.outcome.get_or_insert(outcome);
-        state.phase = Phase::Over;
-        drop(state);
-        self.notify();
+        self.change(|state| {
+            state.outcome.get_or_insert(outcome);
+            state.over = true;
+        });
     }
 
-    /// Makes the CPUs wait at the gate.
-    fn hold(&self) {
+    /// Makes the CPUs wait at the gate until the machine's thread has done what `wish` adds to its wishes.
+    pub fn wish(&self, wish: impl FnOnce(&mut Wishes)) {
+        self.change(|state| {
+            wish(&mut state.wishes);
+            state.held = true;
+        });
+    }
+
+    /// Takes the wishes that there are.
+    pub fn take_wishes(&self) -> Wishes {
+        std::mem::take(&mut self.lock().wishes)
+    }
+
+    /// The machine's thread is done with what it took: CPUs may go on, unless there are new wishes.
+    pub fn release(&self) {
+        self.change(|state| state.held = !state.wishes.is_empty());
+    }
+
+    /// Lets every CPU begin at its state at power-on. A machine that does not run is as it was before its launch.
+    pub fn start_over(&self) {
         let mut state = self.lock();
-        if state.phase == Phase::Running {
-            state.phase = Phase::Held;
+        state.pass.epoch += 1;
+        state.announced = false;
+        if state.run != RunState::Running {
+            state.run = RunState::Prelaunch;
         }
-        drop(state);
-        self.notify();
     }
 
-    fn notify(&self) {
+    /// Lets the CPUs run.
+    pub fn run(&self) {
+        self.change(|state| state.run = RunState::Running);
+    }
+
+    /// Makes the CPUs wait at the gate, in the state `why`. Says whether they ran before.
+    pub fn stop_running(&self, why: RunState) -> bool {
+        self.change(|state| {
+            let ran = state.run == RunState::Running;
+            if ran {
+                state.run = why;
+                state.pass.pauses += 1;
+                state.announced = false;
+            }
+            ran
+        })
+    }
+
+    /// Gives every CPU a non-maskable interrupt when it next runs.
+    pub fn inject_nmi(&self) {
+        self.change(|state| state.pass.nmis += 1);
+    }
+
+    /// Changes the state, and makes everyone look at it.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.lock());
         self.changed.notify_all();
         self.kick();
         // A full counter is readable, too.
         let _ = self.wake.write(1);
+        result
     }
 
     fn kick(&self) {
@@ -143,17 +228,23 @@ impl Control {
         let mut state = self.lock();
         state.waiting += 1;
         self.changed.notify_all();
-        while state.phase == Phase::Held {
+        while !state.over && (state.held || state.run != RunState::Running) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.phase == Phase::Over {
+        if state.over {
             return Gate::Leave;
         }
         state.waiting -= 1;
-        Gate::Run { epoch: state.epoch }
+        Gate::Run(state.pass)
     }
 
-    /// The machine's thread waits here until every CPU waits at the gate or has left. CPUs that are elsewhere are kicked.
+    /// A CPU thread will not come to the gate any more.
+    pub fn lose_cpu(&self) {
+        self.lock().waiting += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until every CPU waits at the gate or has left. CPUs that are elsewhere are kicked. Not for CPU threads.
     pub fn wait_for_cpus(&self) {
         let mut state = self.lock();
         while state.waiting < state.cpus {
@@ -170,22 +261,6 @@ impl Control {
         }
     }
 
-    /// Takes the guest's wish for a reset.
-    pub fn take_reset(&self) -> bool {
-        std::mem::take(&mut self.lock().reset_wanted)
-    }
-
-    /// Starts the CPUs anew, each from its state at power-on.
-    pub fn start(&self) {
-        let mut state = self.lock();
-        if state.phase == Phase::Held {
-            state.phase = Phase::Running;
-            state.epoch += 1;
-        }
-        drop(state);
-        self.changed.notify_all();
-    }
-
     /// How the machine ended, once it has.
     pub fn outcome(&self) -> Option<Outcome> {
         self.lock().outcome.clone()
@@ -193,7 +268,7 @@ impl Control {
 
     /// Is it over?
     pub fn is_over(&self) -> bool {
-        self.lock().phase == Phase::Over
+        self.lock().over
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -210,45 +285,60 @@ mod tests {
 
     #[test]
     fn the_first_outcome_counts() {
-        let control = Control::new(0, false).unwrap();
-        control.request(MachineRequest::PowerOff);
+        let control = Control::new(0).unwrap();
+        control.end(Outcome::PowerOff);
         control.end(Outcome::TripleFault);
         assert_eq!(control.outcome(), Some(Outcome::PowerOff));
+        assert!(control.is_over());
     }
 
     #[test]
-    fn a_reset_ends_a_machine_that_does_not_reboot() {
-        let control = Control::new(0, true).unwrap();
-        control.request(MachineRequest::Reset);
-        assert_eq!(control.outcome(), Some(Outcome::Reset));
-    }
-
-    #[test]
-    fn a_reset_holds_the_cpus_and_starts_them_in_a_new_epoch() {
-        let control = Arc::new(Control::new(1, false).unwrap());
+    fn a_cpu_learns_at_the_gate_what_it_missed() {
+        let control = Arc::new(Control::new(1).unwrap());
         let cpu = {
             let control = Arc::clone(&control);
             thread::spawn(move || {
-                let mut epochs = Vec::new();
-                while let Gate::Run { epoch } = control.gate() {
-                    epochs.push(epoch);
-                    if epochs.len() == 1 {
-                        control.request(MachineRequest::Reset);
-                    } else {
-                        control.request(MachineRequest::PowerOff);
-                    }
+                let mut passes = Vec::new();
+                while let Gate::Run(pass) = control.gate() {
+                    passes.push(pass);
+                    control.wish(|wishes| wishes.halt = true);
                 }
-                epochs
+                passes
             })
         };
         control.wait_for_cpus();
-        control.start();
-        while !control.take_reset() {
-            thread::yield_now();
-        }
-        control.wait_for_cpus();
-        control.start();
-        assert_eq!(cpu.join().unwrap(), [1, 2]);
-        assert_eq!(control.outcome(), Some(Outcome::PowerOff));
+        control.start_over();
+        control.release();
+        control.run();
+        let wait_for_wish = || {
+            while !control.take_wishes().halt {
+                thread::yield_now();
+            }
+            control.wait_for_cpus();
+        };
+        wait_for_wish();
+        assert!(control.stop_running(RunState::Paused));
+        assert!(!control.stop_running(RunState::Shutdown), "it did not run");
+        assert_eq!(control.run_state(), RunState::Paused);
+        control.inject_nmi();
+        control.release();
+        control.run();
+        wait_for_wish();
+        control.end(Outcome::Quit);
+        let pass = |pauses, nmis| Pass { epoch: 1, pauses, nmis };
+        assert_eq!(cpu.join().unwrap(), [pass(0, 0), pass(1, 1)]);
+    }
+
+    #[test]
+    fn a_wish_that_comes_while_the_last_is_fulfilled_holds_the_cpus_on() {
+        let control = Control::new(0).unwrap();
+        control.wish(|wishes| wishes.halt = true);
+        control.take_wishes();
+        control.wish(|wishes| wishes.reset = Some(Cause::GuestReset));
+        control.release();
+        assert!(control.lock().held);
+        control.take_wishes();
+        control.release();
+        assert!(!control.lock().held);
     }
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use kvm_ioctls::VcpuExit;
 
-use super::control::{Control, Gate};
+use super::control::{Control, Gate, Pass};
 use super::stats::{ExitCounters, ExitKind};
 use super::{Outcome, Shared};
+use crate::kvm::KvmError;
 use crate::kvm::probe::finish_io;
 use crate::kvm::vcpu::{Kick, Vcpu};
 
@@ -20,18 +21,17 @@ enum Pause {
 
 /// Runs `vcpu` until the machine is over. Returns it, so that kicks stay valid until the thread was joined.
 pub(super) fn run(mut vcpu: Vcpu, shared: &Arc<Shared>, counters: &ExitCounters) -> Vcpu {
-    let _guard = EndOnPanic(&shared.control);
+    let control = &shared.remote.control;
+    let _guard = EndOnPanic(control);
     // SAFETY: the CPU is returned to whoever joins this thread, and the control forgets its kicks before.
     let kick = unsafe { Kick::for_this_thread(&mut vcpu) };
     // SAFETY: as above.
-    shared.control.add_kick(unsafe { Kick::for_this_thread(&mut vcpu) });
-    let mut epoch = 0;
-    while let Gate::Run { epoch: now } = shared.control.gate() {
+    control.add_kick(unsafe { Kick::for_this_thread(&mut vcpu) });
+    let mut last = Pass::default();
+    while let Gate::Run(pass) = control.gate() {
         kick.clear();
-        if std::mem::replace(&mut epoch, now) != now
-            && let Err(error) = start_over(&mut vcpu, shared)
-        {
-            shared.control.end(Outcome::Failed(error.to_string()));
+        if let Err(error) = catch_up(&mut vcpu, shared, std::mem::replace(&mut last, pass), pass) {
+            control.end(Outcome::Failed(error.to_string()));
             continue;
         }
         shared.first_run.get_or_init(std::time::Instant::now);
@@ -40,7 +40,20 @@ pub(super) fn run(mut vcpu: Vcpu, shared: &Arc<Shared>, counters: &ExitCounters)
     vcpu
 }
 
-fn start_over(vcpu: &mut Vcpu, shared: &Shared) -> Result<(), crate::kvm::KvmError> {
+/// Does what became necessary since the last pass through the gate.
+fn catch_up(vcpu: &mut Vcpu, shared: &Shared, last: Pass, now: Pass) -> Result<(), KvmError> {
+    if now.epoch != last.epoch {
+        start_over(vcpu, shared)?;
+    } else if now.pauses != last.pauses {
+        vcpu.tell_of_pause();
+    }
+    if now.nmis != last.nmis {
+        vcpu.inject_nmi()?;
+    }
+    Ok(())
+}
+
+fn start_over(vcpu: &mut Vcpu, shared: &Shared) -> Result<(), KvmError> {
     finish_io(vcpu.fd());
     let entry = shared.entry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     vcpu.reset(entry.as_ref().filter(|_| vcpu.index() == 0))
@@ -50,7 +63,7 @@ fn start_over(vcpu: &mut Vcpu, shared: &Shared) -> Result<(), crate::kvm::KvmErr
 fn enter(vcpu: &mut Vcpu, shared: &Shared, counters: &ExitCounters) -> Pause {
     let board = shared.board();
     let failed = |reason: String| {
-        shared.control.end(Outcome::Failed(reason));
+        shared.remote.control.end(Outcome::Failed(reason));
         Pause::AtGate
     };
     let index = vcpu.index();
@@ -64,7 +77,7 @@ fn enter(vcpu: &mut Vcpu, shared: &Shared, counters: &ExitCounters) -> Pause {
             return match board.write_port(port, data) {
                 None => Pause::None,
                 Some(request) => {
-                    shared.control.request(request);
+                    shared.remote.request(request);
                     Pause::AtGate
                 }
             };
@@ -78,7 +91,7 @@ fn enter(vcpu: &mut Vcpu, shared: &Shared, counters: &ExitCounters) -> Pause {
             ExitKind::MmioWrite
         }
         Ok(VcpuExit::Shutdown) => {
-            shared.control.end(Outcome::TripleFault);
+            shared.remote.triple_fault();
             return Pause::AtGate;
         }
         Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => ExitKind::Other,
@@ -121,6 +134,7 @@ impl Drop for EndOnPanic<'_> {
             self.0.end(Outcome::Failed(
                 "a CPU thread of Innkeeper panicked; this is a defect in Innkeeper".into(),
             ));
+            self.0.lose_cpu();
         }
     }
 }

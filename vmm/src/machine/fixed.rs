@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use devices::platform::{AcpiPm, ApmControl, Cmos, DebugExit, Gpe, I8042, MemorySize, Port92, ResetControl, Serial};
+use devices::platform::{
+    AcpiPm, ApmControl, Cmos, DebugExit, Gpe, I8042, MemorySize, PmEvents, Port92, ResetControl, Serial,
+};
 use pci::{Bus, host};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -52,6 +54,8 @@ pub(super) struct Platform {
     pub serial_room: EventFd,
     pub cmos: Arc<Mutex<Cmos>>,
     pub input: Input,
+    /// The power button and the other ACPI events.
+    pub events: PmEvents,
 }
 
 fn shared<T>(device: T) -> Arc<Mutex<T>> {
@@ -108,6 +112,7 @@ impl Platform {
             serial_room,
             cmos: shared(cmos),
             input,
+            events: pm.events(),
         };
         let board = Board::new(lines, bus, Some(wiring));
         board.add_ports(

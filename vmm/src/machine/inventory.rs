@@ -16,6 +16,7 @@ use pci::intx::pirq;
 use pci::{Address, Pin, host};
 
 use super::board::Board;
+use super::events::Events;
 use crate::config::DeviceConfig;
 use crate::irq::Input;
 
@@ -68,6 +69,13 @@ pub struct Slot {
     pub function: Arc<Mutex<VirtioPci>>,
     /// What can be asked of the device.
     pub control: Control,
+}
+
+impl Slot {
+    /// Locks the function.
+    pub fn lock(&self) -> MutexGuard<'_, VirtioPci> {
+        self.function.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Plugged {
@@ -132,6 +140,7 @@ impl fmt::Debug for Plugged {
 pub struct Inventory {
     board: Arc<Board>,
     memory: Arc<GuestMemory>,
+    events: Events,
     state: Mutex<State>,
 }
 
@@ -145,6 +154,8 @@ struct State {
     /// For devices of a machine whose user named no thread.
     default_thread: Option<IoThread>,
     networks: Networks,
+    /// Queues stand still.
+    paused: bool,
 }
 
 impl Inventory {
@@ -153,6 +164,7 @@ impl Inventory {
         Self {
             board,
             memory,
+            events: Events::default(),
             state: Mutex::default(),
         }
     }
@@ -165,6 +177,11 @@ impl Inventory {
     /// Guest RAM.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
+    }
+
+    /// What happens to the machine.
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// Builds a device and plugs it in. Its queues run when the guest's driver says so.
@@ -207,7 +224,11 @@ impl Inventory {
         if let Some(wiring) = wiring {
             wiring.tie(address, created.function.doorbells());
         }
-        let function = Arc::new(Mutex::new(created.function));
+        let mut function = created.function;
+        if state.paused {
+            function.pause();
+        }
+        let function = Arc::new(Mutex::new(function));
         let added = self.board.pci().add(address, Arc::clone(&function) as _);
         added.inspect_err(|_| self.untie(address))?;
         let slot = Slot {
@@ -322,6 +343,20 @@ impl Inventory {
         self.state().networks.clone()
     }
 
+    /// Stops the queues of all devices, drained, until [`Self::resume`]; also those of devices that are plugged in meanwhile.
+    pub fn pause(&self) {
+        let mut state = self.state();
+        state.paused = true;
+        state.slots().for_each(|slot| slot.lock().pause());
+    }
+
+    /// Lets queues go on after [`Self::pause`].
+    pub fn resume(&self) {
+        let mut state = self.state();
+        state.paused = false;
+        state.slots().for_each(|slot| slot.lock().resume());
+    }
+
     /// Takes everything out. Queues are stopped and drained, and backends closed, when this returns.
     pub fn clear(&self) {
         let mut state = self.state();
@@ -337,6 +372,10 @@ impl Inventory {
 }
 
 impl State {
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.plugged.iter().filter_map(|plugged| plugged.slot())
+    }
+
     fn find(&self, wanted: impl Fn(&Plugged) -> bool) -> Option<Arc<Plugged>> {
         self.plugged.iter().find(|plugged| wanted(plugged)).cloned()
     }
@@ -414,8 +453,8 @@ impl MsixSender for Nowhere {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
+pub(super) mod testing {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::irq::{Gsi, GsiSink, Lines};
     use vm_memory::GuestAddress;
@@ -426,13 +465,21 @@ mod tests {
         fn set_gsi(&self, _: Gsi, _: bool) {}
     }
 
-    fn inventory() -> Inventory {
+    /// The inventory of a machine with nothing in it, and without a CPU.
+    pub fn inventory() -> Inventory {
         let bus = pci::Bus::new();
         host::add_to(&bus, 1 << 20).unwrap();
         let board = Board::new(Lines::new(Arc::new(NoPins)), bus, None);
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         Inventory::new(Arc::new(board), Arc::new(memory))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::testing::inventory;
+    use super::*;
 
     fn rng(options: &str) -> DeviceConfig {
         DeviceConfig::parse("virtio-rng-pci", options, None)

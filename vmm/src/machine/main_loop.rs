@@ -1,5 +1,6 @@
 //! The machine's own thread: starts it, resets it, feeds its serial port, and puts it away.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -22,37 +23,18 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What the machine's thread owns.
 pub(super) struct MainLoop {
-    shared: Arc<Shared>,
-    vm: Vm,
-    ram: Ram,
-    boot: BootConfig,
+    pub shared: Arc<Shared>,
+    pub vm: Vm,
+    pub ram: Ram,
+    pub boot: BootConfig,
     /// The boot CPU's system registers at power-on.
-    sregs: kvm_sregs,
-    pci_resources: PciResources,
-    platform: Platform,
+    pub sregs: kvm_sregs,
+    pub pci_resources: PciResources,
+    pub start_paused: bool,
+    pub platform: Platform,
 }
 
 impl MainLoop {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        vm: Vm,
-        ram: Ram,
-        boot: BootConfig,
-        sregs: kvm_sregs,
-        pci_resources: PciResources,
-        platform: Platform,
-    ) -> Self {
-        Self {
-            shared,
-            vm,
-            ram,
-            boot,
-            sregs,
-            pci_resources,
-            platform,
-        }
-    }
-
     /// Brings chips, board and memory into the state in which firmware hands over to the kernel.
     pub(super) fn power_on(&mut self) -> Result<(), StartError> {
         self.vm.reset_chips(ELCR)?;
@@ -67,17 +49,19 @@ impl MainLoop {
 
     /// Serves until the machine is over, then joins the CPU threads.
     pub(super) fn run(mut self, cpus: Vec<JoinHandle<Vcpu>>) {
-        self.shared.control.start();
+        self.shared.remote.start(self.start_paused);
         if let Err(error) = self.serve() {
-            self.shared.control.end(Outcome::Failed(format!("event loop: {error}")));
+            let failed = Outcome::Failed(format!("event loop: {error}"));
+            self.shared.remote.control.end(failed);
         }
-        self.shared.control.wait_for_cpus();
-        self.shared.control.forget_kicks();
+        let control = &self.shared.remote.control;
+        control.wait_for_cpus();
+        control.forget_kicks();
         for cpu in cpus {
             // A panicked thread has ended the machine with a message of its own.
             let _ = cpu.join();
         }
-        self.shared.inventory.clear();
+        self.shared.remote.inventory().clear();
         lock(&self.platform.serial).close_output(LAST_WORDS);
     }
 
@@ -88,41 +72,32 @@ impl MainLoop {
         if let Some(feed) = SerialFeed::new(&self.shared, &mut self.platform) {
             manager.add_subscriber(Box::new(feed));
         }
-        while !self.shared.control.is_over() {
+        let shared = Arc::clone(&self.shared);
+        while !shared.remote.control.is_over() {
             manager.run()?;
-            if self.shared.control.take_reset() {
-                self.reset();
+            match shared.remote.attend(|| self.power_on()) {
+                Ok(false) => {}
+                Ok(true) => {
+                    shared.resets.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => shared.remote.control.end(Outcome::Failed(error.to_string())),
             }
         }
         Ok(())
     }
-
-    fn reset(&mut self) {
-        self.shared.control.wait_for_cpus();
-        if self.shared.control.is_over() {
-            return;
-        }
-        match self.power_on() {
-            Ok(()) => {
-                self.shared.resets.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                self.shared.control.start();
-            }
-            Err(error) => self.shared.control.end(Outcome::Failed(error.to_string())),
-        }
-    }
 }
 
-/// Ends the loop's wait; what to do is in the control's state.
+/// Ends the loop's wait; what to do is in the remote's state.
 struct Wake(Arc<Shared>);
 
 impl MutEventSubscriber for Wake {
     fn process(&mut self, _: Events, _: &mut EventOps) {
-        let _ = self.0.control.wake().read();
+        let _ = self.0.remote.wake().read();
     }
 
     fn init(&mut self, ops: &mut EventOps) {
         // Registering a fresh descriptor fails only when the kernel is out of memory; the loop then waits for the other events.
-        let _ = ops.add(Events::new(self.0.control.wake(), EventSet::IN));
+        let _ = ops.add(Events::new(self.0.remote.wake(), EventSet::IN));
     }
 }
 

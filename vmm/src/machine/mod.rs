@@ -1,12 +1,15 @@
 //! A machine: QEMU's `pc` with its PCI bus, from configuration to end.
 
 pub mod board;
+pub mod clock;
 pub mod console;
 mod control;
 mod cpu;
+pub mod events;
 mod fixed;
 pub mod inventory;
 mod main_loop;
+pub mod remote;
 mod serial_feed;
 mod stats;
 pub mod wiring;
@@ -20,15 +23,18 @@ use std::time::Instant;
 use devices::platform::Serial;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use control::RunState;
 pub use fixed::FIXED_FUNCTIONS;
 pub use stats::{ExitKind, Stats};
 
 use self::board::Board;
+use self::clock::KvmClock;
 use self::console::Console;
-use self::control::Control;
+use self::events::Cause;
 use self::fixed::Platform;
 use self::inventory::{Inventory, PlugError};
 use self::main_loop::MainLoop;
+use self::remote::{Policy, Remote};
 use self::stats::ExitCounters;
 use self::wiring::KvmWiring;
 use crate::boot::{BootConfig, BootError, Image, tables};
@@ -119,9 +125,8 @@ const STACK: usize = 512 << 10;
 
 /// What all threads of a machine share.
 struct Shared {
-    inventory: Inventory,
+    remote: Arc<Remote>,
     serial: Arc<Mutex<Serial>>,
-    control: Control,
     /// Registers for the boot CPU; set before every start.
     entry: Mutex<Option<EntryState>>,
     created: Instant,
@@ -158,29 +163,35 @@ impl Machine {
         let lines = Lines::new(Arc::clone(vm.fd()) as _);
         let wiring = Arc::new(KvmWiring::new(Arc::clone(vm.fd()))?);
         let (platform, board) = Platform::new(&config, ram.layout(), &vm, lines, wiring, serial)?;
-        let inventory = Inventory::new(Arc::new(board), Arc::new(ram.memory().clone()));
+        let inventory = Arc::new(Inventory::new(Arc::new(board), Arc::new(ram.memory().clone())));
         populate(&inventory, &config)?;
-        let control = Control::new(vcpus.len(), config.end_at_reset).map_err(StartError::host("event descriptor"))?;
+        let policy = Policy {
+            end_at_reset: config.end_at_reset,
+            keep_at_shutdown: config.keep_at_shutdown,
+            reset_at_triple_fault: config.reset_at_triple_fault,
+        };
+        let remote = Remote::new(vcpus.len(), inventory, platform.events.clone(), policy)
+            .map_err(StartError::host("event descriptor"))?
+            .with_clockwork(KvmClock::new(Arc::clone(vm.fd())));
         let shared = Arc::new(Shared {
-            inventory,
+            remote: Arc::new(remote),
             serial: Arc::clone(&platform.serial),
-            control,
             entry: Mutex::default(),
             created,
             first_run: OnceLock::new(),
             resets: AtomicU64::new(0),
             exits: vcpus.iter().map(|_| ExitCounters::default()).collect(),
         });
-        let sregs = vcpus.first().map(Vcpu::power_on_sregs).unwrap_or_default();
-        let main_loop = MainLoop::new(
-            Arc::clone(&shared),
+        let main_loop = MainLoop {
+            shared: Arc::clone(&shared),
             vm,
             ram,
             boot,
-            sregs,
-            config.pci_resources,
+            sregs: vcpus.first().map(Vcpu::power_on_sregs).unwrap_or_default(),
+            pci_resources: config.pci_resources,
+            start_paused: config.start_paused,
             platform,
-        );
+        };
         Ok(Self {
             shared,
             vcpus,
@@ -212,7 +223,7 @@ impl Machine {
             match thread {
                 Ok(thread) => threads.push(thread),
                 Err(source) => {
-                    self.shared.control.end(Outcome::Quit);
+                    self.shared.remote.control.end(Outcome::Quit);
                     return Err(StartError::Host {
                         what: "thread for a CPU",
                         source,
@@ -301,7 +312,12 @@ pub struct Running {
 impl Running {
     /// Ends the guest, as pulling the plug does. [`Self::wait`] says when that is done.
     pub fn stop(&self) {
-        self.shared.control.end(Outcome::Quit);
+        self.shared.remote.quit(Cause::HostSignal);
+    }
+
+    /// What can be asked of it.
+    pub fn remote(&self) -> &Arc<Remote> {
+        &self.shared.remote
     }
 
     /// Readable when the guest has ended.
@@ -312,11 +328,6 @@ impl Running {
         self.ended.try_clone()
     }
 
-    /// What is plugged in.
-    pub fn inventory(&self) -> &Inventory {
-        &self.shared.inventory
-    }
-
     /// The figures so far.
     pub fn stats(&self) -> Stats {
         self.shared.stats()
@@ -325,7 +336,7 @@ impl Running {
     /// Waits until the guest has ended and everything of it is put away.
     pub fn wait(mut self) -> (Outcome, Stats) {
         self.join();
-        let outcome = self.shared.control.outcome().unwrap_or(Outcome::Quit);
+        let outcome = self.shared.remote.outcome().unwrap_or(Outcome::Quit);
         (outcome, self.shared.stats())
     }
 
@@ -333,7 +344,7 @@ impl Running {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            self.shared.control.end(Outcome::Failed(
+            self.shared.remote.control.end(Outcome::Failed(
                 "the machine's thread panicked; this is a defect in Innkeeper".into(),
             ));
         }
@@ -342,14 +353,14 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.shared.control.end(Outcome::Quit);
+        self.shared.remote.control.end(Outcome::Quit);
         self.join();
     }
 }
 
 impl Shared {
     fn board(&self) -> &Board {
-        self.inventory.board()
+        self.remote.inventory().board()
     }
 
     fn set_entry(&self, entry: EntryState) {

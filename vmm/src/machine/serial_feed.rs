@@ -11,9 +11,10 @@ use devices::platform::Serial;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Shared;
 use super::console::{ESCAPE_HELP, Escape, EscapeFilter, Input, SharedClient, read_some};
+use super::events::Cause;
 use super::fixed::Platform;
-use super::{Outcome, Shared};
 
 /// Typed bytes that wait for room in the port. Reading stops above, so that a paste of any length keeps its place in the kernel's queues.
 const WAITING: usize = 4096;
@@ -105,7 +106,7 @@ impl SerialFeed {
         };
         for escape in filter.filter(bytes, &mut self.waiting) {
             match escape {
-                Escape::Quit => self.shared.control.end(Outcome::Quit),
+                Escape::Quit => self.shared.remote.quit(Cause::HostUi),
                 Escape::Help => {
                     let _ = io::stderr().write_all(ESCAPE_HELP.as_bytes());
                 }
