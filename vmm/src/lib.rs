@@ -8,5 +8,6 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod qemu;
+pub mod qmp;
 pub mod qtest;
 pub mod signals;

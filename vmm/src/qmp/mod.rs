@@ -1,0 +1,3 @@
+//! QMP, QEMU's machine protocol.
+
+pub mod json;
