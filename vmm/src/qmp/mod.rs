@@ -1,3 +1,18 @@
-//! QMP, QEMU's machine protocol.
+//! QMP, QEMU's machine protocol: JSON over a socket, by which programs watch and steer a machine.
+//!
+//! [`json`] takes bytes apart, [`protocol`] requests, [`commands`] has a table of what can be asked, [`schema`] what with, [`event`]
+//! what is told unasked; [`target`] is the machine as all of that sees it, and [`server`] the sockets and their threads.
 
+pub mod commands;
+pub mod error;
+pub mod event;
 pub mod json;
+pub mod link;
+mod pairs;
+pub mod protocol;
+pub mod schema;
+pub mod server;
+pub mod target;
+#[cfg(test)]
+mod testing;
+mod types;
