@@ -5,6 +5,7 @@ mod device;
 mod networks;
 mod options;
 mod receive;
+pub mod vhost;
 
 pub use device::{INFO, NetControl};
 pub use networks::Networks;

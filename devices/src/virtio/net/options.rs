@@ -38,6 +38,12 @@ pub static OPTIONS: &[OptionSpec] = &[
         "open descriptors of a tap interface, 3 or 3:4, one for each queue pair",
     ),
     OptionSpec::new(
+        "vhost",
+        OptionKind::Choice(&["on", "off", "auto"]),
+        "whether the kernel carries the frames of a tap interface",
+    )
+    .or("off"),
+    OptionSpec::new(
         "capture",
         OptionKind::Text,
         "a file for what the guest sends and receives, pcapng if it ends so, else pcap",

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
 use super::chain::{Chain, ChainBuffer};
-use super::config::{Layout, QueueConfig, RingFeatures};
+use super::config::{Layout, QueueConfig, RingFeatures, RingPart};
 use super::fault::{GuestFault, Severity};
 use super::ring::SplitRing;
 use crate::memory::{GuestMemory, MemoryMap};
@@ -60,6 +60,8 @@ pub struct QueueState {
 #[derive(Debug)]
 pub struct Virtq {
     ring: SplitRing,
+    /// Guest-physical addresses in the order of [`RingPart::ALL`].
+    addresses: [u64; 3],
     memory: MemoryMap,
     features: RingFeatures,
     /// Tells the chains of this run from those of any other queue, and of this one before its last
@@ -107,6 +109,7 @@ impl Virtq {
         let memory = MemoryMap::new(memory);
         Ok(Self {
             ring: SplitRing::map(config, &memory)?,
+            addresses: RingPart::ALL.map(|part| config.address(part)),
             memory,
             features,
             id: RUNS.fetch_add(1, Ordering::Relaxed),
@@ -130,6 +133,27 @@ impl Virtq {
     /// chains may be dropped later: they keep their memory.
     pub fn stop(self) -> QueueState {
         self.state()
+    }
+
+    /// Ends the run of a queue that the kernel has served instead (vhost): it took the available
+    /// entries up to `next_avail`, and all of them are in the used ring.
+    pub fn stop_after_others(self, next_avail: u16) -> QueueState {
+        QueueState {
+            next_avail,
+            next_used: self.ring.used_index(),
+            broken: self.broken,
+        }
+    }
+
+    /// The guest-physical addresses of the parts, in the order of [`RingPart::ALL`], for whoever
+    /// serves the queue in our place.
+    pub fn addresses(&self) -> [u64; 3] {
+        self.addresses
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        self.memory.memory()
     }
 
     /// How far the queue has come.

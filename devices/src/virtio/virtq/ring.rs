@@ -108,6 +108,13 @@ impl SplitRing {
         u16::from_le(index.load(Ordering::Acquire))
     }
 
+    /// `used.idx`, for when somebody else has written it.
+    pub(super) fn used_index(&self) -> u16 {
+        // SAFETY: `used` is valid and 4-aligned for 6 + 8 * size bytes (`map`).
+        let index = unsafe { AtomicU16::from_ptr(self.used.add(INDEX_OFFSET).cast()) };
+        u16::from_le(index.load(Ordering::Acquire))
+    }
+
     /// `avail.flags`.
     #[inline]
     pub(super) fn avail_flags(&self) -> u16 {

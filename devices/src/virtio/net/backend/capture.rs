@@ -44,6 +44,10 @@ pub(super) fn wrap(opened: Opened, options: &Options) -> Result<Opened, ConfigEr
     let Some(path) = options.text("capture").map(Path::new) else {
         return Ok(opened);
     };
+    if !opened.vhost.is_empty() && options.text("vhost") == Some("on") {
+        let problem = "capture= sees nothing of what the kernel carries";
+        return Err(options.refused(problem, "leave out vhost=on"));
+    }
     let capture = Capture::create(path).map_err(|error| {
         let problem = format!("capture={}: {error}", path.display());
         options.refused(problem, "give a file that can be written")
@@ -66,7 +70,8 @@ pub(super) fn wrap(opened: Opened, options: &Options) -> Result<Opened, ConfigEr
     Ok(Opened {
         backend: Arc::new(Captured { inner, header_len }),
         endpoints,
-        ..opened
+        vhost: Vec::new(),
+        link: opened.link,
     })
 }
 

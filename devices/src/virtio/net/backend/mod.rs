@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::receive::ReceiveBuffers;
+use super::vhost::VhostPair;
 use crate::io_thread::{Interest, Source};
 use crate::virtio::info::Host;
 use crate::virtio::options::{ConfigError, Options};
@@ -20,7 +21,7 @@ mod capture;
 mod none;
 mod tap;
 #[cfg(test)]
-mod testing;
+pub(super) mod testing;
 
 /// The largest frame, with its header, that any backend carries (QEMU's NET_BUFSIZE,
 /// include/net/net.h). What is longer is dropped.
@@ -184,6 +185,9 @@ pub struct Opened {
     pub backend: Arc<dyn Backend>,
     /// At least one.
     pub endpoints: Vec<Box<dyn Endpoint>>,
+    /// The kernel's data path, for each queue pair or for none. The kernel carries the frames of a
+    /// pair that has it, and its endpoint is only for frames of our own.
+    pub vhost: Vec<VhostPair>,
     /// Whether the cable is in from the start.
     pub link: bool,
 }
@@ -194,6 +198,7 @@ impl Opened {
         Self {
             backend: Arc::new(backend),
             endpoints: vec![Box::new(endpoint)],
+            vhost: Vec::new(),
             link: true,
         }
     }

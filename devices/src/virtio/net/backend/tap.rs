@@ -19,6 +19,7 @@ use crate::io_thread::Source;
 use crate::sys::{fd, tun};
 use crate::virtio::info::Host;
 use crate::virtio::net::receive::ReceiveBuffers;
+use crate::virtio::net::vhost::VhostPair;
 use crate::virtio::options::{ConfigError, Options};
 use crate::virtio::virtq::GuestIoVec;
 
@@ -36,21 +37,22 @@ const LEGACY_HEADER: usize = 10;
 const MODERN_HEADER: usize = 12;
 
 /// `tap=NAME`: an interface that is there, or a new one that goes when we do.
-pub(super) fn open(options: &Options, _host: &Host) -> Result<Opened, ConfigError> {
+pub(super) fn open(options: &Options, host: &Host) -> Result<Opened, ConfigError> {
     let name = options.required("tap")?;
     let queues = options.number("queues").unwrap_or(1);
     let files = open_queues(name, queues).map_err(|error| {
         let (problem, remedy) = explain(name, queues, &error);
         options.refused(format!("tap={name}: {problem}"), remedy)
     })?;
-    connect(files).map_err(|error| {
+    let vhost = vhost_pairs(&files, options, host)?;
+    connect(files, vhost).map_err(|error| {
         let problem = format!("tap={name}: {error}");
         options.refused(problem, "its kernel is too old for a header in front of frames")
     })
 }
 
 /// `tap-fd=N[,N...]`: one descriptor for each queue pair.
-pub(super) fn open_inherited(options: &Options, _host: &Host) -> Result<Opened, ConfigError> {
+pub(super) fn open_inherited(options: &Options, host: &Host) -> Result<Opened, ConfigError> {
     let list = options.required("tap-fd")?;
     let numbers: Result<Vec<i32>, _> = list.split([',', ':']).map(str::parse).collect();
     let numbers = numbers.map_err(|_| options.invalid("tap-fd", list, "descriptors such as 3 or 3:4"))?;
@@ -74,7 +76,9 @@ pub(super) fn open_inherited(options: &Options, _host: &Host) -> Result<Opened, 
         }
         files.push(file);
     }
-    connect(files).map_err(|error| options.refused(format!("tap-fd={list}: {error}"), "give queues of one interface"))
+    let vhost = vhost_pairs(&files, options, host)?;
+    connect(files, vhost)
+        .map_err(|error| options.refused(format!("tap-fd={list}: {error}"), "give queues of one interface"))
 }
 
 /// Opens the descriptors of `name`, which is made if there is no such interface.
@@ -143,8 +147,34 @@ fn exists(name: &str) -> bool {
     names.any(|(found, _)| found.trim_start() == name)
 }
 
+/// The kernel's data path for each of these queues, if the user wants it.
+fn vhost_pairs(files: &[File], options: &Options, host: &Host) -> Result<Vec<VhostPair>, ConfigError> {
+    let is_optional = match options.text("vhost") {
+        Some("on") => false,
+        Some("auto") => true,
+        _ => return Ok(Vec::new()),
+    };
+    let pair = |file: &File| VhostPair::open(&host.memory, file.try_clone()?);
+    let pairs: io::Result<Vec<VhostPair>> = files.iter().map(pair).collect();
+    pairs.or_else(|error| {
+        if is_optional {
+            tracing::warn!(
+                "{}: no vhost-net ({error}): frames go through this process",
+                options.subject()
+            );
+            return Ok(Vec::new());
+        }
+        let remedy = match error.kind() {
+            io::ErrorKind::NotFound => "load it with 'sudo modprobe vhost_net', or use vhost=auto",
+            io::ErrorKind::PermissionDenied => "allow it with 'sudo chmod 666 /dev/vhost-net', or use vhost=auto",
+            _ => "use vhost=auto",
+        };
+        Err(options.refused(format!("vhost=on: /dev/vhost-net: {error}"), remedy))
+    })
+}
+
 /// Makes the backend of open descriptors.
-fn connect(files: Vec<File>) -> io::Result<Opened> {
+fn connect(files: Vec<File>, vhost: Vec<VhostPair>) -> io::Result<Opened> {
     let first = files.first().ok_or(io::ErrorKind::InvalidInput)?;
     let interface = tun::interface(first)?;
     let has = |offloads| tun::set_offloads(first, offloads).is_ok();
@@ -171,6 +201,7 @@ fn connect(files: Vec<File>) -> io::Result<Opened> {
     Ok(Opened {
         endpoints: files.into_iter().map(endpoint).collect(),
         backend: Arc::new(tap),
+        vhost,
         link: true,
     })
 }

@@ -1,0 +1,275 @@
+#![allow(clippy::unwrap_used)]
+
+use std::net::UdpSocket;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use pci::intx::Intx;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::io_thread::PollPolicy;
+use crate::sys::testing::own_network;
+use crate::virtio::device::Negotiated;
+use crate::virtio::info::Host;
+use crate::virtio::interrupt::{Interrupts, MsixSender};
+use crate::virtio::net::backend::testing::{host, run};
+use crate::virtio::net::backend::{self, Opened};
+use crate::virtio::net::options::OPTIONS;
+use crate::virtio::options::Options;
+use crate::virtio::virtq::RingFeatures;
+use crate::virtio::virtq::testing::{Buffer, DriverRing};
+
+struct Recorder(Sender<u16>);
+
+impl MsixSender for Recorder {
+    fn send(&self, vector: u16) {
+        let _ = self.0.send(vector);
+    }
+}
+
+/// Interrupts of two queues, each with its number as its vector.
+fn interrupts() -> (Arc<Interrupts>, Receiver<u16>) {
+    let (sender, vectors) = channel();
+    let interrupts = Interrupts::new(QUEUES, QUEUES, Arc::new(Recorder(sender)), Arc::new(Intx::new()));
+    interrupts.set_msix_enabled(true);
+    interrupts.set_live(true);
+    interrupts.set_modern(true);
+    for queue in 0..QUEUES as u16 {
+        interrupts.set_queue_vector(queue, queue);
+        interrupts.set_masked(queue, false);
+    }
+    (interrupts, vectors)
+}
+
+#[test]
+fn what_the_kernel_signals_reaches_the_driver() {
+    let (interrupts, vectors) = interrupts();
+    let (call, error) = (EventFd::new(EFD_NONBLOCK).unwrap(), EventFd::new(EFD_NONBLOCK).unwrap());
+    let broken = Arc::new(AtomicBool::new(false));
+    let thread = IoThread::spawn("vhost", PollPolicy::default()).unwrap();
+    let signals = thread
+        .add(Signals {
+            call: call.try_clone().unwrap(),
+            error: error.try_clone().unwrap(),
+            interrupt: QueueInterrupt::new(Arc::clone(&interrupts), 1),
+            broken: Arc::clone(&broken),
+        })
+        .unwrap();
+    for _ in 0..3 {
+        call.write(1).unwrap();
+        assert_eq!(vectors.recv_timeout(Duration::from_secs(10)), Ok(1));
+    }
+    assert!(!interrupts.needs_reset());
+    error.write(1).unwrap();
+    let told = (0..2000).any(|_| {
+        std::thread::sleep(Duration::from_millis(1));
+        interrupts.needs_reset()
+    });
+    assert!(told && broken.load(Ordering::Acquire));
+    drop(signals);
+    assert_eq!(
+        vectors.recv_timeout(Duration::from_secs(10)),
+        Ok(1),
+        "the last one comes through"
+    );
+}
+
+#[test]
+fn a_queue_that_the_kernel_served_goes_on_where_that_stopped() {
+    let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
+    let mut driver = DriverRing::modern(Arc::clone(&memory), 0x1000, 8);
+    let start = |state| {
+        Virtq::new(
+            Arc::clone(&memory),
+            driver.config(),
+            RingFeatures::from_negotiated(1 << 32),
+            state,
+        )
+    };
+    let ring = start(QueueState::default()).unwrap();
+    driver.start_at(7, 5);
+    let state = ring.stop_after_others(6);
+    let expected = QueueState {
+        next_avail: 6,
+        next_used: 5,
+        broken: false,
+    };
+    assert_eq!(state, expected);
+}
+
+#[test]
+fn the_kernel_is_told_of_all_ram() {
+    let ranges = [(GuestAddress(0), 0x2000), (GuestAddress(0x1_0000_0000), 0x3000)];
+    let memory = GuestMemory::from_ranges(&ranges).unwrap();
+    let regions = regions(&memory);
+    let told: Vec<_> = regions.iter().map(|r| (r.guest_phys_addr, r.memory_size)).collect();
+    assert_eq!(told, [(0, 0x2000), (0x1_0000_0000, 0x3000)]);
+    memory.write_obj(0x5au8, GuestAddress(0x1_0000_0001)).unwrap();
+    let host = memory.get_host_address(GuestAddress(0x1_0000_0000)).unwrap();
+    assert_eq!(regions[1].userspace_addr, host.addr() as u64);
+}
+
+/// What the test's driver accepts.
+const ACCEPTED: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_F_VERSION_1;
+const HEADER: usize = 12;
+const RX_BUFFER: u64 = 0x10_0000;
+const TX_BUFFER: u64 = 0x20_0000;
+
+/// A driver of one pair that the kernel serves.
+struct Driver {
+    opened: Opened,
+    memory: Arc<GuestMemory>,
+    rings: [DriverRing; QUEUES],
+    kicks: [Arc<EventFd>; QUEUES],
+    interrupts: Arc<Interrupts>,
+    vectors: Receiver<u16>,
+    thread: IoThread,
+}
+
+impl Driver {
+    /// `None`, with the reason printed, where the host cannot.
+    fn new() -> Option<Self> {
+        let there_is = own_network().and_then(|()| std::fs::metadata("/dev/vhost-net").map(drop));
+        if let Err(error) = there_is {
+            println!("skipped: a network of our own and /dev/vhost-net are needed: {error}");
+            return None;
+        }
+        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap());
+        let host = Host {
+            memory: Arc::clone(&memory),
+            ..host()
+        };
+        let options = Options::parse("net", "tap=tap0,vhost=on", &[OPTIONS]).unwrap();
+        let opened = backend::open(&options, &host).unwrap();
+        opened.backend.set_header_len(HEADER).unwrap();
+        let (interrupts, vectors) = interrupts();
+        Some(Self {
+            opened,
+            rings: [0x1_0000, 0x2_0000].map(|base| DriverRing::modern(Arc::clone(&memory), base, 16)),
+            memory,
+            kicks: [(); QUEUES].map(|()| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())),
+            interrupts,
+            vectors,
+            thread: IoThread::spawn("vhost", PollPolicy::default()).unwrap(),
+        })
+    }
+
+    fn start(&mut self, states: [QueueState; QUEUES]) {
+        let negotiated = Negotiated { features: ACCEPTED };
+        let features = RingFeatures::from_negotiated(ACCEPTED);
+        for (index, state) in states.into_iter().enumerate() {
+            let ring = Virtq::new(Arc::clone(&self.memory), self.rings[index].config(), features, state).unwrap();
+            let start = QueueStart {
+                index: index as u16,
+                ring,
+                kick: Arc::clone(&self.kicks[index]),
+                interrupt: QueueInterrupt::new(Arc::clone(&self.interrupts), index as u16),
+                negotiated,
+            };
+            self.opened.vhost[0].start(start, &self.thread).unwrap();
+        }
+    }
+
+    fn stop(&mut self) -> [QueueState; QUEUES] {
+        [0, 1].map(|index| self.opened.vhost[0].stop(index).unwrap())
+    }
+
+    fn offer_receive_buffer(&mut self) {
+        let buffer = Buffer::writable(RX_BUFFER, 2048);
+        self.rings[0].post(&[buffer]).unwrap();
+        self.kicks[0].write(1).unwrap();
+    }
+
+    /// Frames that come in, until one ends with `payload`; the last one, with its header.
+    fn receive(&mut self, payload: &[u8]) -> Vec<u8> {
+        loop {
+            let used = self.used(0);
+            let mut frame = vec![0; used as usize];
+            self.memory.read_slice(&mut frame, GuestAddress(RX_BUFFER)).unwrap();
+            if frame.ends_with(payload) {
+                return frame;
+            }
+            self.offer_receive_buffer();
+        }
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        self.memory.write_slice(frame, GuestAddress(TX_BUFFER)).unwrap();
+        let buffer = Buffer::readable(TX_BUFFER, frame.len() as u32);
+        self.rings[1].post(&[buffer]).unwrap();
+        self.kicks[1].write(1).unwrap();
+        self.used(1);
+    }
+
+    /// Waits for an interrupt and the used entry behind it; its length.
+    fn used(&mut self, queue: usize) -> u32 {
+        loop {
+            if let Some(entry) = self.rings[queue].next_used() {
+                self.rings[queue].set_used_event(self.rings[queue].used_index());
+                return entry.len;
+            }
+            self.vectors.recv_timeout(Duration::from_secs(20)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_kernel_carries_frames_both_ways_and_gives_the_queues_back() {
+    let Some(mut driver) = Driver::new() else { return };
+    run("ip address add 10.9.8.1/24 dev tap0");
+    run("ip link set tap0 up");
+    run("ip neighbour add 10.9.8.2 lladdr 52:54:00:12:34:56 dev tap0 nud permanent");
+    let socket = UdpSocket::bind("10.9.8.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut states = [QueueState::default(); QUEUES];
+    driver.offer_receive_buffer();
+    for payload in [b"first", b"again"] {
+        driver.start(states);
+        socket.send_to(payload, "10.9.8.2:7").unwrap();
+        let mut frame = driver.receive(payload);
+        // Sent back with the ends changed: the checksums stay right.
+        let ip = HEADER + 14;
+        for (a, b, bytes) in [(HEADER, HEADER + 6, 6), (ip + 12, ip + 16, 4), (ip + 20, ip + 22, 2)] {
+            (0..bytes).for_each(|i| frame.swap(a + i, b + i));
+        }
+        frame[..HEADER].fill(0);
+        driver.send(&frame);
+        let mut received = [0; 64];
+        let (len, _) = socket.recv_from(&mut received).unwrap();
+        assert_eq!(received[..len], payload[..]);
+        driver.offer_receive_buffer();
+        states = driver.stop();
+        // The buffer that was offered last may be used by now.
+        let [rx, tx] = states;
+        assert_eq!(tx.next_avail, driver.rings[1].avail_index());
+        assert_eq!(tx.next_used, driver.rings[1].used_index());
+        assert_eq!(rx.next_used, driver.rings[0].used_index());
+        assert!(!rx.broken && !tx.broken);
+    }
+}
+
+#[test]
+fn vhost_that_is_not_there_is_refused_or_done_without() {
+    if let Err(error) = own_network() {
+        println!("skipped: a network of our own is needed: {error}");
+        return;
+    }
+    let open = |options: &str| {
+        let options = Options::parse("net", options, &[OPTIONS]).unwrap();
+        backend::open(&options, &host())
+    };
+    assert!(open("tap=tap0,vhost=off").unwrap().vhost.is_empty());
+    let (on, auto) = (open("tap=tap0,vhost=on"), open("tap=tap1,vhost=auto").unwrap());
+    match on {
+        Ok(opened) => assert_eq!((opened.vhost.len(), auto.vhost.len()), (1, 1)),
+        Err(error) => {
+            let error = error.to_string();
+            assert!(error.starts_with("net: vhost=on: /dev/vhost-net: "), "{error}");
+            assert!(error.contains("vhost=auto") && auto.vhost.is_empty());
+        }
+    }
+}
