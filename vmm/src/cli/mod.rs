@@ -70,6 +70,9 @@ struct RunArgs {
     /// A source of random numbers; see 'innkeeper devices' for its options
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     rng: Vec<String>,
+    /// A balloon, which takes memory from the guest: target=SIZE, free-page-reporting=on and more, see 'innkeeper devices'
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    balloon: Option<String>,
     /// Any device by its name in 'innkeeper devices', with its options: NAME[,key=value...]; several times
     #[arg(long, value_name = "DEVICE")]
     device: Vec<String>,

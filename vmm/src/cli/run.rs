@@ -74,7 +74,7 @@ fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
     config.debug_exit = args.debug_exit;
     config.pci_resources = args.pci_resources.into();
     config.io_threads = args.iothread;
-    config.devices = devices(&args.disk, &args.rng, &args.device);
+    config.devices = devices(&args.disk, &args.rng, args.balloon.as_ref(), &args.device);
     config.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     let serial = match args.serial {
         SerialTarget::Stdio => Console::stdio(std::io::IsTerminal::is_terminal(&std::io::stdin())),
@@ -86,8 +86,8 @@ fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
     Ok((config, serial.map_err(|error| Failure::Usage(error.to_string()))?))
 }
 
-/// Disks first, then sources of random numbers, then what was named by its name: the order of their slots.
-fn devices(disks: &[String], rngs: &[String], named: &[String]) -> Vec<DeviceConfig> {
+/// Disks first, then sources of random numbers, the balloon, and what was named by its name: the order of their slots.
+fn devices(disks: &[String], rngs: &[String], balloon: Option<&String>, named: &[String]) -> Vec<DeviceConfig> {
     let short = |name, implied| move |options: &String| DeviceConfig::parse(name, options, implied);
     let named = named.iter().map(|text| {
         let (name, options) = text.split_once(',').unwrap_or((text, ""));
@@ -96,6 +96,7 @@ fn devices(disks: &[String], rngs: &[String], named: &[String]) -> Vec<DeviceCon
     let disks = disks.iter().map(short("virtio-blk-pci", Some("path")));
     disks
         .chain(rngs.iter().map(short("virtio-rng-pci", None)))
+        .chain(balloon.map(short("virtio-balloon-pci", None)))
         .chain(named)
         .collect()
 }

@@ -61,6 +61,7 @@ impl MainLoop {
             // A panicked thread has ended the machine with a message of its own.
             let _ = cpu.join();
         }
+        self.shared.keep_given_back();
         self.shared.remote.inventory().clear();
         lock(&self.platform.serial).close_output(LAST_WORDS);
     }

@@ -21,6 +21,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use devices::platform::Serial;
+use devices::virtio::balloon::GivenBack;
+use devices::virtio::info::Control as DeviceControl;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use control::RunState;
@@ -32,7 +34,7 @@ use self::clock::KvmClock;
 use self::console::Console;
 use self::events::Cause;
 use self::fixed::Platform;
-use self::inventory::{Inventory, PlugError};
+use self::inventory::{Inventory, PlugError, Plugged};
 use self::main_loop::MainLoop;
 use self::remote::{Policy, Remote};
 use self::stats::ExitCounters;
@@ -133,6 +135,8 @@ struct Shared {
     first_run: OnceLock<Instant>,
     resets: AtomicU64,
     exits: Vec<ExitCounters>,
+    /// What balloons gave back, once they are gone.
+    given_back: OnceLock<Vec<(String, GivenBack)>>,
 }
 
 /// A machine that has not started: memory, CPUs and devices are there.
@@ -181,6 +185,7 @@ impl Machine {
             first_run: OnceLock::new(),
             resets: AtomicU64::new(0),
             exits: vcpus.iter().map(|_| ExitCounters::default()).collect(),
+            given_back: OnceLock::new(),
         });
         let main_loop = MainLoop {
             shared: Arc::clone(&shared),
@@ -387,6 +392,30 @@ impl Shared {
             stats.first_console_byte = first_byte.map(|at| at.duration_since(*first_run));
         }
         stats.resets = self.resets.load(Ordering::Relaxed);
+        stats.given_back = self.given_back.get().cloned().unwrap_or_else(|| self.balloons());
         stats
+    }
+
+    /// What each balloon has given back, by its name.
+    fn balloons(&self) -> Vec<(String, GivenBack)> {
+        let given_back = |plugged: Arc<Plugged>| {
+            let name = plugged.id().unwrap_or(plugged.driver()).to_owned();
+            match plugged.control() {
+                DeviceControl::Balloon(balloon) => Some((name, balloon.given_back())),
+                _ => None,
+            }
+        };
+        self.remote
+            .inventory()
+            .list()
+            .into_iter()
+            .filter_map(given_back)
+            .collect()
+    }
+
+    /// The devices are about to go: what they say of themselves is kept for [`Self::stats`].
+    fn keep_given_back(&self) {
+        // Once, because devices go once.
+        let _ = self.given_back.set(self.balloons());
     }
 }

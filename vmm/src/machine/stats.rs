@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use devices::virtio::balloon::GivenBack;
+
 /// Why a CPU left the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
@@ -64,6 +66,8 @@ pub struct Stats {
     pub running: Duration,
     /// Resets of the machine.
     pub resets: u64,
+    /// Guest memory that went back to the host, by balloon.
+    pub given_back: Vec<(String, GivenBack)>,
 }
 
 impl Stats {
@@ -98,6 +102,9 @@ impl fmt::Display for Stats {
         writeln!(f, "accesses by device:")?;
         for (name, count) in self.devices.iter().filter(|(_, count)| *count > 0) {
             writeln!(f, "  {name}: {count}")?;
+        }
+        for (name, given_back) in &self.given_back {
+            writeln!(f, "memory given back by {name}: {given_back}")?;
         }
         write!(
             f,
