@@ -327,6 +327,14 @@ impl Options {
         matches!(self.value(name), Some(Value::Flag(true)))
     }
 
+    /// A [`OptionKind::Flag`] without a default, if it was given.
+    pub fn given_flag(&self, name: &str) -> Option<bool> {
+        match self.value(name) {
+            Some(Value::Flag(on)) => Some(*on),
+            _ => None,
+        }
+    }
+
     /// A [`OptionKind::Number`], or a [`OptionKind::Size`] in bytes.
     pub fn number(&self, name: &str) -> Option<u64> {
         match self.value(name) {

@@ -21,6 +21,7 @@ pub mod entropy;
 pub mod legacy;
 pub mod machine;
 pub mod modern;
+pub mod net;
 
 pub use bus::PciDevice;
 pub use device::{Driver, Way};

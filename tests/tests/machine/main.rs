@@ -9,6 +9,7 @@ mod image;
 mod interrupts;
 mod life;
 mod mechanism1;
+mod net;
 mod random;
 mod rings;
 mod transport;

@@ -2,13 +2,24 @@
 
 #![forbid(unsafe_code)]
 
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_GSO, VIRTIO_NET_F_MAC};
+use std::io;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_net::VIRTIO_NET_F_GSO;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::{self, Opened};
-use super::options;
-use crate::virtio::device::{Device, HostError, QueueStart};
+use super::card::Card;
+use super::config;
+use super::control::Controller;
+use super::management::NetControl;
+use super::options::{self, NetConfig};
+use super::pair::Pair;
+use crate::io_thread::{IoThreads, WorkerHandle};
+use crate::virtio::device::{ConfigInterrupt, Device, HostError, Negotiated, QueueStart};
 use crate::virtio::id::DeviceId;
-use crate::virtio::info::{Built, Control, DefaultVectors, DeviceInfo, class};
+use crate::virtio::info::{Built, Control, DefaultVectors, DeviceInfo, Host, class};
+use crate::virtio::options::{ConfigError, Options};
 use crate::virtio::transport::features::FaceDifferences;
 use crate::virtio::virtq::QueueState;
 
@@ -19,49 +30,166 @@ pub static INFO: DeviceInfo = DeviceInfo {
     class: class::NETWORK_ETHERNET,
     transitional_id: Some(0x1000),
     vectors: DefaultVectors::PerQueue,
-    config_len: 8,
+    config_len: 0,
     differences: FaceDifferences {
         legacy_only: 1 << VIRTIO_NET_F_GSO,
+        understood_by_bad_drivers: config::UNDERSTOOD_BY_BAD_DRIVERS,
         ..FaceDifferences::NONE
     },
     options: options::OPTIONS,
     build: |options, host| {
-        let opened = backend::open(options, host)?;
+        let net = Net::new(options, host)?;
+        let control = Control::Net(net.control());
         Ok(Built {
-            device: Box::new(Net { opened }),
-            control: Control::Net(NetControl {}),
+            device: Box::new(net),
+            control,
         })
     },
 };
 
+/// Descriptors of the control queue, as QEMU has it.
+const CONTROL_QUEUE_SIZE: u16 = 64;
+
 /// virtio-net.
 struct Net {
-    #[expect(dead_code, reason = "queues are served by the workers to come")]
-    opened: Opened,
+    card: Arc<Card>,
+    threads: IoThreads,
+    /// The workers of the queue pairs; `None` for one that has failed.
+    pairs: Vec<Option<WorkerHandle<Pair>>>,
+    control: Option<WorkerHandle<Controller>>,
 }
 
-/// What management can ask of a network card.
-#[derive(Clone)]
-pub struct NetControl {}
+impl Net {
+    /// A card as `options` have it. It takes part in its network from now on; frames for the guest
+    /// wait until there is a driver.
+    fn new(options: &Options, host: &Host) -> Result<Self, ConfigError> {
+        let config = NetConfig::from_options(options)?;
+        let threads = host.io_threads(options.subject(), options.text("iothread"))?;
+        let Opened {
+            backend,
+            endpoints,
+            link,
+            ..
+        } = backend::open(options, host)?;
+        let claim = host.networks.macs.claim(config.mac);
+        let refused = |error: io::Error| {
+            options.refused(
+                format!("no queues: {error}"),
+                "raise the limit of open files (ulimit -n)",
+            )
+        };
+        let nudge = |_| Ok(Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?));
+        let nudges: Vec<_> = endpoints
+            .iter()
+            .map(nudge)
+            .collect::<io::Result<_>>()
+            .map_err(refused)?;
+        let card = Arc::new(Card::new(config, claim, backend, link, nudges.clone()));
+        card.reset();
+        let mut pairs = Vec::new();
+        for (number, (endpoint, nudge)) in (0..).zip(endpoints.into_iter().zip(nudges)) {
+            let pair = Pair::new(number, card.clone(), endpoint, nudge).map_err(refused)?;
+            pairs.push(Some(threads.for_queue(number).add(pair).map_err(refused)?));
+        }
+        Ok(Self {
+            card,
+            threads,
+            pairs,
+            control: None,
+        })
+    }
+
+    /// What management holds on to while the device belongs to its transport.
+    fn control(&self) -> NetControl {
+        NetControl::new(self.card.clone())
+    }
+
+    /// Index of the control queue: behind all pairs if the driver can use them, else behind the
+    /// first (virtio 1.3, 5.1.2).
+    fn control_queue(&self) -> u16 {
+        let pairs = if self.card.is_multiqueue() {
+            self.card.pairs()
+        } else {
+            1
+        };
+        pairs.saturating_mul(2)
+    }
+
+    /// Lets `change` work on the pair of queue `index`, which is off its thread meanwhile.
+    fn change_pair<R>(&mut self, index: u16, change: impl FnOnce(&mut Pair) -> R) -> io::Result<R> {
+        let number = index / 2;
+        let slot = self.pairs.get_mut(usize::from(number)).ok_or(io::ErrorKind::NotFound)?;
+        let mut pair = slot
+            .take()
+            .ok_or(io::ErrorKind::NotConnected)?
+            .stop()
+            .map_err(io::Error::other)?;
+        let result = change(&mut pair);
+        *slot = Some(self.threads.for_queue(number).add(pair)?);
+        Ok(result)
+    }
+}
 
 impl Device for Net {
     fn features(&self) -> u64 {
-        1 << VIRTIO_NET_F_MAC
+        self.card.offered()
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![256, 256, 64]
+        let config = self.card.config();
+        let mut sizes = [config.rx_queue_size, config.tx_queue_size].repeat(self.pairs.len());
+        sizes.push(CONTROL_QUEUE_SIZE);
+        sizes
     }
 
-    fn read_config(&self, _offset: u32, _data: &mut [u8]) {}
-
-    fn start_queue(&mut self, _start: QueueStart) -> Result<(), HostError> {
-        Ok(())
+    fn config_len(&self) -> Option<u32> {
+        Some(config::config_len(self.card.config().features))
     }
 
-    fn stop_queue(&mut self, _index: u16) -> Option<QueueState> {
-        None
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        self.card.space().read(offset, data);
     }
 
-    fn reset(&mut self) {}
+    fn write_config(&mut self, offset: u32, data: &[u8]) {
+        self.card.write_mac(offset as usize, data);
+    }
+
+    fn connect(&mut self, interrupt: ConfigInterrupt) {
+        self.card.connect(interrupt);
+    }
+
+    fn activate(&mut self, negotiated: Negotiated) {
+        self.card.activate(negotiated);
+    }
+
+    fn start_queue(&mut self, start: QueueStart) -> Result<(), HostError> {
+        let index = start.index;
+        let failed = |source| HostError::new(format!("queue {index} cannot be served"), source);
+        if index == self.control_queue() {
+            let worker = Controller::new(self.card.clone(), start);
+            let handle = self.threads.for_queue(0).add(worker).map_err(failed)?;
+            self.control = Some(handle);
+            return Ok(());
+        }
+        self.change_pair(index, |pair| pair.attach(start)).map_err(failed)
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Option<QueueState> {
+        // Of a worker that failed nothing is known; its queue stands still until the driver resets
+        // it.
+        let broken = QueueState {
+            broken: true,
+            ..QueueState::default()
+        };
+        if index == self.control_queue() {
+            let handle = self.control.take()?;
+            return Some(handle.stop().map_or(broken, Controller::into_state));
+        }
+        self.change_pair(index, |pair| pair.detach(index))
+            .unwrap_or(Some(broken))
+    }
+
+    fn reset(&mut self) {
+        self.card.reset();
+    }
 }

@@ -18,7 +18,11 @@ use crate::virtio::options::{ConfigError, Options};
 use crate::virtio::virtq::GuestIoVec;
 
 mod capture;
+mod datagram;
+pub(super) mod hub;
 mod none;
+mod socket;
+pub(super) mod stream;
 mod tap;
 #[cfg(test)]
 pub(super) mod testing;
@@ -218,6 +222,18 @@ pub static KINDS: &[Kind] = &[
     Kind {
         option: "none",
         open: none::open,
+    },
+    Kind {
+        option: "socket",
+        open: stream::open,
+    },
+    Kind {
+        option: "dgram",
+        open: datagram::open,
+    },
+    Kind {
+        option: "hub",
+        open: hub::open,
     },
     Kind {
         option: "tap",

@@ -1,0 +1,62 @@
+//! What can be asked of a card from outside while it runs.
+
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use virtio_bindings::virtio_net::VIRTIO_NET_F_CTRL_VLAN;
+
+use super::announce::AnnounceParameters;
+use super::card::Card;
+use super::filter::Filter;
+use super::mac::MacAddress;
+
+/// Changes to a card from outside, and questions: the mechanism of QMP's `set_link`,
+/// `announce-self` and `query-rx-filter`.
+#[derive(Clone)]
+pub struct NetControl {
+    card: Arc<Card>,
+}
+
+impl NetControl {
+    pub(super) fn new(card: Arc<Card>) -> Self {
+        Self { card }
+    }
+
+    /// The address that the card has at present.
+    pub fn mac(&self) -> MacAddress {
+        self.card.mac()
+    }
+
+    /// What the card is plugged into, in a line.
+    pub fn describe_backend(&self) -> String {
+        self.card.backend.describe()
+    }
+
+    /// Whether the cable is in, as [`Self::set_link`] had it last.
+    pub fn link(&self) -> bool {
+        self.card.is_plugged()
+    }
+
+    /// Puts the cable in or pulls it. The guest is told; while it is out, frames are lost both
+    /// ways.
+    pub fn set_link(&self, up: bool) {
+        self.card.set_plugged(up);
+    }
+
+    /// Announces the card to its network, in several rounds; see [`AnnounceParameters`]. A driver
+    /// that can do so is asked to announce its addresses too.
+    pub fn announce(&self, parameters: AnnounceParameters) {
+        self.card.announce(parameters);
+    }
+
+    /// What the driver wants to receive.
+    pub fn filter(&self) -> Arc<Filter> {
+        self.card.filter.get()
+    }
+
+    /// Whether the driver filters VLANs; if not, all pass.
+    pub fn filters_vlans(&self) -> bool {
+        self.card.negotiated().has(VIRTIO_NET_F_CTRL_VLAN)
+    }
+}
