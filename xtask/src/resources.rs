@@ -6,7 +6,7 @@
 //! kernels/{cloud,generic}/release   its name, as `uname -r` prints it
 //! kernels/{cloud,generic}/modules/  those modules that tests use, for `ModuleTree::open`
 //! busybox                           static
-//! tools/                            a tree for `Initramfs::copy(.., "/")`: lspci, mke2fs and e2fsck with what they load and read
+//! tools/                            a tree for `Initramfs::copy(.., "/")`: the programs of TOOLS with what they load and read
 //! firmware/                         what QEMU needs to start a PC, for its option -L
 //! ```
 
@@ -24,7 +24,7 @@ use crate::packages::{self, Unpacked};
 use crate::shared_libraries;
 
 /// Part of the folder's name; to be changed with the lists below or the layout.
-const LAYOUT: &str = "2";
+const LAYOUT: &str = "3";
 
 /// The modules that guests may want; those that a kernel has neither loadable nor built in are left out of its folder.
 pub const GUEST_MODULES: [&str; 26] = [
@@ -57,7 +57,14 @@ pub const GUEST_MODULES: [&str; 26] = [
 ];
 
 /// Programs that busybox lacks, or knows only in part: the package and what is taken from it.
-const TOOLS: [(&str, &[&str]); 2] = [("pciutils", &["lspci"]), ("e2fsprogs", &["mke2fs", "e2fsck"])];
+const TOOLS: [(&str, &[&str]); 6] = [
+    ("pciutils", &["lspci"]),
+    ("e2fsprogs", &["mke2fs", "e2fsck"]),
+    ("ethtool", &["ethtool"]),
+    ("iperf3", &["iperf3"]),
+    ("qemu-guest-agent", &["qemu-ga"]),
+    ("rng-tools-debian", &["rngtest"]),
+];
 
 /// What the tools read: the names of devices, the features of each kind of file system.
 const TOOL_DATA: [&str; 2] = ["usr/share/misc/pci.ids", "etc/mke2fs.conf"];

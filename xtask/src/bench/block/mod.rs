@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use xtask::error::During;
-use xtask::initramfs::Initramfs;
+use xtask::initramfs::{Initramfs, LOAD_MODULES};
 use xtask::kernel::Flavour;
 use xtask::lab::{self, Failure, Job, Lab, ensure_cured, process, scratch};
 use xtask::modules::ModuleTree;
@@ -79,12 +79,13 @@ fn guest(load: &Path, resources: &Path) -> Result<Initramfs> {
             .filter(|name| modules.has(name))
             .collect::<Vec<_>>(),
     )?;
+    let wait = "i=0; while [ ! -e /dev/vda ] && [ $i -lt 100 ]; do i=$((i + 1)); usleep 100000; done\n";
     contents.script(
         "/init",
-        "mount -t proc proc /proc\nmount -t sysfs sysfs /sys\n[ -e /dev/vda ] || mount -t devtmpfs dev /dev\n\
-         [ -e /load-modules ] && sh /load-modules\n\
-         i=0; while [ ! -e /dev/vda ] && [ $i -lt 100 ]; do i=$((i + 1)); sleep 0.1; done\n\
-         disk-load /dev/vda\necho load ended\nwhile :; do sleep 1000; done\n",
+        &format!(
+            "mount -t proc proc /proc\nmount -t devtmpfs dev /dev 2>/dev/null\n{LOAD_MODULES}{wait}\
+             disk-load /dev/vda\necho load ended\nwhile :; do sleep 1000; done\n"
+        ),
     );
     Ok(contents)
 }
