@@ -1,5 +1,6 @@
 //! The devices of a guest: virtio devices and the fixed devices of a PC. Knows the PCI bus and guest memory; knows nothing of KVM.
 
+pub mod chardev;
 pub mod io_thread;
 pub mod memory;
 pub mod platform;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::balloon;
 use super::block;
+use super::console;
 use super::device::Device;
 use super::id::DeviceId;
 use super::interrupt::MsixSender;
@@ -20,7 +21,7 @@ use crate::io_thread::IoThreads;
 use crate::memory::GuestMemory;
 
 /// All devices, in the order of their virtio ids.
-pub static DEVICES: &[&DeviceInfo] = &[&net::INFO, &block::INFO, &rng::INFO, &balloon::INFO];
+pub static DEVICES: &[&DeviceInfo] = &[&net::INFO, &block::INFO, &console::INFO, &rng::INFO, &balloon::INFO];
 
 /// PCI class codes, base class and subclass, that QEMU gives virtio devices
 /// (include/hw/pci/pci_ids.h).
@@ -108,12 +109,17 @@ pub enum Control {
     Net(net::NetControl),
     /// Of a disk.
     Block(block::BlockControl),
+    /// Of a bus of consoles and ports.
+    Serial(console::SerialControl),
     /// Of a balloon.
     Balloon(balloon::BalloonControl),
 }
 
 /// Makes a device as the user wants it.
 pub type Build = fn(&Options, &Host) -> Result<Built, ConfigError>;
+
+/// Takes something off the bus of its device again.
+pub type Detach = Box<dyn FnOnce() + Send>;
 
 /// A row of the table of what sits on the bus of a device, as a port does on virtio-serial.
 pub struct ChildInfo {
@@ -124,7 +130,7 @@ pub struct ChildInfo {
     /// Its options; `id` and `bus` come on top.
     pub options: &'static [OptionSpec],
     /// Attaches one, as the user wants it, to the device with this control.
-    pub attach: fn(&Options, &Control, &Host) -> Result<(), ConfigError>,
+    pub attach: fn(&Options, &Control, &Host) -> Result<Detach, ConfigError>,
 }
 
 impl ChildInfo {
@@ -148,7 +154,7 @@ pub const CHILD_OPTIONS: &[OptionSpec] = &[
 ];
 
 /// What sits on the bus of a device.
-pub static CHILDREN: &[&ChildInfo] = &[];
+pub static CHILDREN: &[&ChildInfo] = &[&console::VIRTCONSOLE, &console::VIRTSERIALPORT];
 
 /// A row of the table.
 pub struct DeviceInfo {
@@ -214,6 +220,11 @@ impl fmt::Display for Table {
             info.options
                 .iter()
                 .try_for_each(|option| writeln!(formatter, "    {option}"))?;
+        }
+        for child in CHILDREN {
+            writeln!(formatter, "{} (on {})", child.name, child.parent.name)?;
+            let mut options = child.options.iter().chain(CHILD_OPTIONS);
+            options.try_for_each(|option| writeln!(formatter, "    {option}"))?;
         }
         writeln!(formatter, "every device")?;
         settings::OPTIONS

@@ -138,6 +138,22 @@ impl OptionSpec {
     }
 }
 
+/// One table of two. `N` is how many there are in both.
+pub const fn concat<const N: usize>(first: &[OptionSpec], second: &[OptionSpec]) -> [OptionSpec; N] {
+    assert!(first.len() + second.len() == N, "N is the length of both tables");
+    let mut all = [OptionSpec::new("", OptionKind::Flag, ""); N];
+    let mut index = 0;
+    while index < N {
+        all[index] = if index < first.len() {
+            first[index]
+        } else {
+            second[index - first.len()]
+        };
+        index += 1;
+    }
+    all
+}
+
 impl fmt::Display for OptionSpec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}={}  {}", self.name, self.kind, self.help)?;

@@ -40,6 +40,10 @@ const LEFT_ALONE: u64 = 1 << 24 | 1 << 29 | 1 << 30;
 const AREA: u64 = 1 << 20;
 /// The rings come first, each with so many bytes: enough for 1024 descriptors.
 const RING_STRIDE: u64 = 0x8000;
+/// Of a device with many queues each has so many: enough for 128 descriptors.
+const SMALL_RING_STRIDE: u64 = 0x3000;
+/// So many are many.
+const MANY_QUEUES: u64 = 9;
 /// Then data.
 const DATA: u64 = 0x4_0000;
 
@@ -60,6 +64,8 @@ pub struct Driver<'m> {
     pub features: u64,
     /// Where its rings and data are.
     area: u64,
+    /// How many queues it has, once they are set up.
+    queues: u64,
     msix_vectors: u16,
 }
 
@@ -78,6 +84,7 @@ impl<'m> Driver<'m> {
             rings: Vec::new(),
             features: 0,
             area: AREA * u64::from(address.device()),
+            queues: 0,
             msix_vectors: 0,
         }
     }
@@ -105,6 +112,7 @@ impl<'m> Driver<'m> {
             rings: self.rings,
             features: self.features,
             area: self.area,
+            queues: self.queues,
             msix_vectors: self.msix_vectors,
         }
     }
@@ -114,14 +122,22 @@ impl<'m> Driver<'m> {
         self.device.machine
     }
 
-    /// Where its data is: 768 KiB.
+    /// Where its data is: 768 KiB, or less behind many queues.
     pub fn data(&self) -> u64 {
-        self.area + DATA
+        self.area + DATA.max(self.ring_stride() * self.queues)
     }
 
     /// Where queue `queue` is.
     pub fn ring_base(&self, queue: u16) -> u64 {
-        self.area + RING_STRIDE * u64::from(queue)
+        self.area + self.ring_stride() * u64::from(queue)
+    }
+
+    fn ring_stride(&self) -> u64 {
+        if self.queues < MANY_QUEUES {
+            RING_STRIDE
+        } else {
+            SMALL_RING_STRIDE
+        }
     }
 
     /// Finds the BARs anew.
@@ -207,11 +223,12 @@ impl<'m> Driver<'m> {
         if self.msix_vectors > 0 {
             assert!(self.transport.set_config_vector(0), "no vector for changes");
         }
-        for queue in 0.. {
-            let size = self.transport.queue_size(queue);
-            if size == 0 {
-                break;
-            }
+        let sizes: Vec<u16> = (0..)
+            .map(|queue| self.transport.queue_size(queue))
+            .take_while(|size| *size > 0)
+            .collect();
+        self.queues = sizes.len() as u64;
+        for (queue, size) in (0..).zip(sizes) {
             let ring = self.make_ring(queue, size);
             let vector = self.queue_vector(queue);
             assert!(

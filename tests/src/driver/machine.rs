@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::memory::GuestMemory;
+use devices::virtio::info::Control;
 use devices::virtio::interrupt::MsixSender;
 use devices::virtio::transport::{Doorbell, VirtioPci, VirtioPciState};
 use pci::resources::{self, Windows};
@@ -178,6 +179,14 @@ impl Machine {
             .iter()
             .filter_map(|plugged| Some(plugged.slot()?.address))
             .collect()
+    }
+
+    /// What management can ask of the device at `address`.
+    ///
+    /// # Panics
+    /// There is no device.
+    pub fn control(&self, address: Address) -> Control {
+        self.inventory.at(address).expect("a device").control()
     }
 
     /// IN, `width` bytes.

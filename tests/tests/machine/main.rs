@@ -12,5 +12,6 @@ mod mechanism1;
 mod net;
 mod random;
 mod rings;
+mod serial;
 mod transport;
 mod variants;

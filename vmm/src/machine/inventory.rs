@@ -276,7 +276,7 @@ impl Inventory {
         let options = info.read_options(pairs)?;
         state.check_id(&options)?;
         let parent = state.parent(info, &options)?;
-        (info.attach)(&options, &parent.control(), &state.host(&self.memory)?)?;
+        let _detach = (info.attach)(&options, &parent.control(), &state.host(&self.memory)?)?;
         Ok((options, Place::Child { info, parent }))
     }
 

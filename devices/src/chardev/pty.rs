@@ -1,0 +1,26 @@
+//! Pseudo-terminals.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+/// A new one: our side, and the file of the other. It passes bytes as they are, until whoever opens it wants otherwise.
+pub(super) fn open() -> io::Result<(OwnedFd, String)> {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let name = ptsname(&master, Vec::new())?.to_string_lossy().into_owned();
+    // Without this the terminal would echo to the guest what the guest itself has said.
+    let mut settings = tcgetattr(&master)?;
+    settings.make_raw();
+    tcsetattr(&master, OptionalActions::Now, &settings)?;
+    // Opened and closed once, it says that nobody is there; before, it does not.
+    drop(super::ends::open(Path::new(&name), OFlags::RDWR)?);
+    Ok((master, name))
+}
