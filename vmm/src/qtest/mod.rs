@@ -8,11 +8,14 @@ mod machine;
 mod memory;
 mod messages;
 mod request;
+mod run;
 mod session;
+mod target;
 
 pub use channel::{Channel, ChannelError, Connection, LogTarget, Output};
 pub use clock::VirtualClock;
-pub use machine::{Kind, QtestMachine};
+pub use machine::QtestMachine;
+pub use run::{QtestConfig, run};
 pub use session::serve;
 
 #[cfg(test)]

@@ -10,6 +10,10 @@ use devices::virtio::options::Pairs;
 
 use super::*;
 use crate::config::{DeviceConfig, MachineConfig};
+use crate::qemu::backends::Backends;
+use crate::qmp::event::ShutdownCause;
+use crate::qmp::link::Monitors;
+use crate::qmp::target::{About, Board};
 
 const MEMORY: u64 = 32 << 20;
 
@@ -21,7 +25,7 @@ struct Test {
 }
 
 impl Test {
-    fn new(kind: Kind, devices: &[&str]) -> Self {
+    fn new(board: Board, devices: &[&str]) -> Self {
         let mut config = MachineConfig::new("none").memory(MEMORY);
         for device in devices {
             let (name, options) = device.split_once(',').unwrap_or((device, ""));
@@ -29,7 +33,11 @@ impl Test {
                 .devices
                 .push(DeviceConfig::new(name, Pairs::parse(options, None)));
         }
-        let machine = Arc::new(QtestMachine::new(kind, &config).unwrap());
+        let about = About {
+            board,
+            ..About::default()
+        };
+        let machine = Arc::new(QtestMachine::new(&config, about, Backends::default(), Monitors::default()).unwrap());
         let (ours, theirs) = UnixStream::pair().unwrap();
         let connection = Connection {
             input: Box::new(theirs.try_clone().unwrap()),
@@ -98,7 +106,7 @@ impl Drop for Test {
 
 #[test]
 fn a_machine_is_found_as_libqos_looks_for_it() {
-    let mut test = Test::new(Kind::Pc, &["virtio-rng-pci,addr=04.0"]);
+    let mut test = Test::new(Board::Pc, &["virtio-rng-pci,addr=04.0"]);
     assert_eq!(test.ask("endianness"), "OK little");
     test.tell(&["outw 0x510 0x3"]);
     let size: Vec<_> = (0..8).map(|_| test.value("inb 0x511") as u8).collect();
@@ -114,7 +122,7 @@ fn a_machine_is_found_as_libqos_looks_for_it() {
 
 #[test]
 fn memory_is_written_and_read_in_every_way() {
-    let mut test = Test::new(Kind::None, &[]);
+    let mut test = Test::new(Board::None, &[]);
     test.tell(&["write 0x100000 0x4 0x0102", "writeq 0x100008 0x1122334455667788"]);
     assert_eq!(test.ask("read 0x100000 0x4"), "OK 0x01020000");
     assert_eq!(test.ask("readw 0x100008"), "OK 0x0000000000007788");
@@ -165,7 +173,7 @@ fn ask_for_randomness(test: &mut Test) {
 
 #[test]
 fn a_message_goes_to_memory_when_its_address_is_there() {
-    let mut test = Test::new(Kind::Pc, &["virtio-rng-pci,addr=04.0"]);
+    let mut test = Test::new(Board::Pc, &["virtio-rng-pci,addr=04.0"]);
     place_bars(&mut test);
     test.tell(&[
         // Vector 1: address 0x200000, data 0x12345678, not masked; then MSI-X on.
@@ -182,7 +190,7 @@ fn a_message_goes_to_memory_when_its_address_is_there() {
 
 #[test]
 fn changes_of_interrupt_lines_are_told_to_a_test_that_asks() {
-    let mut test = Test::new(Kind::Pc, &["virtio-rng-pci,addr=04.0"]);
+    let mut test = Test::new(Board::Pc, &["virtio-rng-pci,addr=04.0"]);
     place_bars(&mut test);
     // PIIX3 routes PIRQ D, where INTA of slot 4 is, to interrupt 11.
     test.tell(&[
@@ -201,11 +209,11 @@ fn changes_of_interrupt_lines_are_told_to_a_test_that_asks() {
 
 #[test]
 fn a_reset_takes_bars_away_and_leaves_memory() {
-    let mut test = Test::new(Kind::Pc, &["virtio-rng-pci,addr=04.0"]);
+    let mut test = Test::new(Board::Pc, &["virtio-rng-pci,addr=04.0"]);
     place_bars(&mut test);
     test.tell(&["writel 0x100000 0x1", "write 0xe0000014 0x1 0x03"]);
     assert_eq!(test.value("read 0xe0000014 0x1"), 3);
-    test.machine.reset();
+    test.machine.reset(ShutdownCause::HostQmpSystemReset);
     assert_eq!(test.value("read 0xe0000014 0x1"), 0xff);
     assert_eq!(test.value("readl 0x100000"), 1);
     place_bars(&mut test);
@@ -214,6 +222,6 @@ fn a_reset_takes_bars_away_and_leaves_memory() {
 
 #[test]
 fn a_line_without_end_ends_the_session() {
-    let mut test = Test::new(Kind::None, &[]);
+    let mut test = Test::new(Board::None, &[]);
     test.lines.get_mut().write_all(b"endianness").unwrap();
 }
