@@ -19,6 +19,9 @@ const LIMIT: Duration = Duration::from_secs(3300);
 /// L1 must hold guests with more than 4 GiB, of which they touch little.
 const LAB_MEMORY_MIB: u32 = 6144;
 
+/// What unit tests of networks work with. Without them, those tests say why they do nothing.
+const NETWORK_PACKAGES: [&str; 3] = ["iproute2", "passt", "tshark"];
+
 /// Set by a person who wants to see the guests' consoles.
 const ECHO: &str = "INNKEEPER_ECHO";
 
@@ -58,6 +61,9 @@ pub fn test(args: &TestArgs) -> Result<u8> {
                 "warnings",
             ],
         )?;
+        if tool::is_root() {
+            packages::install(&NETWORK_PACKAGES, "test networks")?;
+        }
         stage("unit tests", &["test", "--workspace"])?;
     }
     guest_tests(args)

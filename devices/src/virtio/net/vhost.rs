@@ -42,6 +42,8 @@ pub struct VhostPair {
     kernel: Net<Arc<GuestMemory>>,
     tap: File,
     running: [Option<Running>; QUEUES],
+    /// The cable is in.
+    connected: bool,
 }
 
 /// A queue that the kernel serves.
@@ -66,6 +68,7 @@ impl VhostPair {
             kernel,
             tap,
             running: [None, None],
+            connected: true,
         })
     }
 
@@ -89,7 +92,7 @@ impl VhostPair {
             interrupt: start.interrupt,
             broken: Arc::clone(&broken),
         })?;
-        self.kernel.set_backend(queue, Some(&self.tap)).map_err(reason)?;
+        self.connect(queue).map_err(reason)?;
         // A kick from before that somebody has heard already.
         start.kick.write(1)?;
         if let Some(running) = self.running.get_mut(queue) {
@@ -97,6 +100,24 @@ impl VhostPair {
             *running = Some(Running { ring, signals, broken });
         }
         Ok(())
+    }
+
+    /// Pulls the cable, or puts it in: without it the queues stand still, and go on with it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_connected(&mut self, connected: bool) -> io::Result<()> {
+        if self.connected == connected {
+            return Ok(());
+        }
+        self.connected = connected;
+        let mut running = self.running.iter().enumerate().filter(|(_, queue)| queue.is_some());
+        running.try_for_each(|(queue, _)| self.connect(queue)).map_err(reason)
+    }
+
+    /// Joins a queue and the interface, or parts them, whichever is right.
+    fn connect(&self, queue: usize) -> vhost::Result<()> {
+        self.kernel.set_backend(queue, self.connected.then_some(&self.tap))
     }
 
     /// Tells the kernel all about a queue.

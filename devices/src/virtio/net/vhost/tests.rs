@@ -198,11 +198,15 @@ impl Driver {
     }
 
     fn send(&mut self, frame: &[u8]) {
+        self.post(frame);
+        self.used(1);
+    }
+
+    fn post(&mut self, frame: &[u8]) {
         self.memory.write_slice(frame, GuestAddress(TX_BUFFER)).unwrap();
         let buffer = Buffer::readable(TX_BUFFER, frame.len() as u32);
         self.rings[1].post(&[buffer]).unwrap();
         self.kicks[1].write(1).unwrap();
-        self.used(1);
     }
 
     /// Waits for an interrupt and the used entry behind it; its length.
@@ -241,6 +245,12 @@ fn the_kernel_carries_frames_both_ways_and_gives_the_queues_back() {
         let mut received = [0; 64];
         let (len, _) = socket.recv_from(&mut received).unwrap();
         assert_eq!(received[..len], payload[..]);
+        // What is sent while the cable is out goes when it is in.
+        driver.opened.vhost[0].set_connected(false).unwrap();
+        driver.post(&frame);
+        driver.opened.vhost[0].set_connected(true).unwrap();
+        driver.used(1);
+        socket.recv_from(&mut received).unwrap();
         driver.offer_receive_buffer();
         states = driver.stop();
         // The buffer that was offered last may be used by now.
