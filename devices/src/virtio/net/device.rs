@@ -68,8 +68,8 @@ impl Net {
         let Opened {
             backend,
             endpoints,
+            vhost,
             link,
-            ..
         } = backend::open(options, host)?;
         let claim = host.networks.macs.claim(config.mac);
         let refused = |error: io::Error| {
@@ -87,8 +87,9 @@ impl Net {
         let card = Arc::new(Card::new(config, claim, backend, link, nudges.clone()));
         card.reset();
         let mut pairs = Vec::new();
+        let mut vhost = vhost.into_iter();
         for (number, (endpoint, nudge)) in (0..).zip(endpoints.into_iter().zip(nudges)) {
-            let pair = Pair::new(number, card.clone(), endpoint, nudge).map_err(refused)?;
+            let pair = Pair::new(number, card.clone(), endpoint, vhost.next(), nudge).map_err(refused)?;
             pairs.push(Some(threads.for_queue(number).add(pair).map_err(refused)?));
         }
         Ok(Self {
@@ -171,7 +172,10 @@ impl Device for Net {
             self.control = Some(handle);
             return Ok(());
         }
-        self.change_pair(index, |pair| pair.attach(start)).map_err(failed)
+        let thread = self.threads.for_queue(index / 2).clone();
+        self.change_pair(index, |pair| pair.attach(start, &thread))
+            .flatten()
+            .map_err(failed)
     }
 
     fn stop_queue(&mut self, index: u16) -> Option<QueueState> {

@@ -150,6 +150,16 @@ const SWITCHES: &[FeatureSwitch] = &[
 const OTHERS: &[OptionSpec] = &[
     OptionSpec::new("none", OptionKind::Flag, "the cable is out"),
     OptionSpec::new(
+        "user",
+        OptionKind::Flag,
+        "user-mode network without privilege, by way of passt",
+    ),
+    OptionSpec::new(
+        "hostfwd",
+        OptionKind::Texts,
+        "with user: a port of the host for the guest, tcp|udp:[HOSTADDR]:HOSTPORT-:GUESTPORT",
+    ),
+    OptionSpec::new(
         "socket",
         OptionKind::Text,
         "frames over a stream: listen:ADDR, connect:ADDR or fd=N",

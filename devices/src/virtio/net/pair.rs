@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ use super::filter::Filter;
 use super::published::Copied;
 use super::rx::{self, Received, RxQueue};
 use super::tx::{Sent, TxQueue};
-use crate::io_thread::{Source, Worker};
+use super::vhost::VhostPair;
+use crate::io_thread::{IoThread, Source, Worker};
 use crate::virtio::device::QueueStart;
 use crate::virtio::virtq::{GuestFault, QueueState};
 
@@ -40,6 +42,8 @@ pub(super) struct Pair {
     card: Arc<Card>,
     filter: Copied<Filter>,
     endpoint: Box<dyn Endpoint>,
+    /// Serves the queues in our place, if it is there.
+    vhost: Option<VhostPair>,
     rx: Option<RxQueue>,
     tx: Option<TxQueue>,
     spill: Box<[u8]>,
@@ -59,18 +63,20 @@ impl Pair {
         number: u16,
         card: Arc<Card>,
         endpoint: Box<dyn Endpoint>,
+        vhost: Option<VhostPair>,
         nudge: Arc<EventFd>,
-    ) -> std::io::Result<Self> {
+    ) -> io::Result<Self> {
         Ok(Self {
             number,
             filter: card.filter.copy(),
             card,
             endpoint,
+            vhost,
             rx: None,
             tx: None,
             spill: rx::new_spill(),
             nudge,
-            timer: TimerFd::new().map_err(std::io::Error::from)?,
+            timer: TimerFd::new().map_err(io::Error::from)?,
             announcement: None,
             wanted: Wanted {
                 receive: true,
@@ -81,8 +87,12 @@ impl Pair {
         })
     }
 
-    /// Takes a queue of the pair in, while the worker is with no thread.
-    pub(super) fn attach(&mut self, start: QueueStart) {
+    /// Takes a queue of the pair in, while the worker is with no thread. `thread` is the one that it
+    /// comes to.
+    pub(super) fn attach(&mut self, start: QueueStart, thread: &IoThread) -> io::Result<()> {
+        if let Some(vhost) = &mut self.vhost {
+            return vhost.start(start, thread);
+        }
         let header = self.card.header();
         if start.index.is_multiple_of(2) {
             self.rx = Some(RxQueue::new(start, header));
@@ -92,10 +102,14 @@ impl Pair {
         // It may have been dropped for want of a queue.
         self.wanted.receive = true;
         self.readable = true;
+        Ok(())
     }
 
     /// Gives a queue back, while the worker is with no thread.
     pub(super) fn detach(&mut self, index: u16) -> Option<QueueState> {
+        if let Some(vhost) = &mut self.vhost {
+            return vhost.stop(index);
+        }
         if index.is_multiple_of(2) {
             self.rx.take().map(RxQueue::into_state)
         } else {
@@ -117,6 +131,11 @@ impl Pair {
         }
         let link = self.card.link_is_up();
         let active = self.is_active();
+        if let Some(vhost) = &mut self.vhost
+            && let Err(error) = vhost.set_connected(link)
+        {
+            tracing::error!("{}: vhost-net: {error}", self.card.name);
+        }
         let sent = active && self.transmit(link);
         let received = self.receive(link, active);
         sent || received
@@ -158,7 +177,7 @@ impl Pair {
         let waits = self
             .endpoint
             .flush()
-            .is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+            .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
         self.want_to_send(waits);
         waits
     }

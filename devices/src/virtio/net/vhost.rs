@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::io_thread::{IoThread, Source, Worker, WorkerHandle};
 use crate::memory::GuestMemory;
-use crate::virtio::device::{HostError, QueueInterrupt, QueueStart};
+use crate::virtio::device::{QueueInterrupt, QueueStart};
 use crate::virtio::virtq::{QueueState, Virtq};
 
 /// What the kernel has to be told of what was agreed on, and has to be able to. Others are none of
@@ -76,12 +76,7 @@ impl VhostPair {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn start(&mut self, start: QueueStart, thread: &IoThread) -> Result<(), HostError> {
-        self.try_start(start, thread)
-            .map_err(|error| HostError::new("vhost-net", error))
-    }
-
-    fn try_start(&mut self, start: QueueStart, thread: &IoThread) -> io::Result<()> {
+    pub fn start(&mut self, start: QueueStart, thread: &IoThread) -> io::Result<()> {
         let queue = usize::from(start.index) % QUEUES;
         let (call, error) = (EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?);
         self.hand_over(queue, &start, &call, &error).map_err(reason)?;
@@ -192,7 +187,7 @@ fn regions(memory: &GuestMemory) -> Vec<VhostUserMemoryRegionInfo> {
     memory.iter().filter_map(region).collect()
 }
 
-/// The library's errors are mostly wrapped ones.
+/// What the kernel said, without the library's own words around it.
 fn reason(error: vhost::Error) -> io::Error {
     match error {
         vhost::Error::VhostOpen(error) | vhost::Error::IoctlError(error) | vhost::Error::IOError(error) => error,

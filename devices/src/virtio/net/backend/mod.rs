@@ -26,6 +26,7 @@ pub(super) mod stream;
 mod tap;
 #[cfg(test)]
 pub(super) mod testing;
+mod user;
 
 /// The largest frame, with its header, that any backend carries (QEMU's NET_BUFSIZE,
 /// include/net/net.h). What is longer is dropped.
@@ -222,6 +223,10 @@ pub static KINDS: &[Kind] = &[
     Kind {
         option: "none",
         open: none::open,
+    },
+    Kind {
+        option: "user",
+        open: user::open,
     },
     Kind {
         option: "socket",
