@@ -18,10 +18,6 @@ static SERIAL: DeviceInfo = DeviceInfo {
         12,
     )
 };
-static BALLOON: DeviceInfo = DeviceInfo {
-    vectors: DefaultVectors::Fixed(0),
-    ..row("virtio-balloon-pci", DeviceId::Balloon, 0x1002, class::OTHERS, 16)
-};
 static SCSI: DeviceInfo = row("virtio-scsi-pci", DeviceId::Scsi, 0x1004, class::STORAGE_SCSI, 36);
 static NINE_P: DeviceInfo = row("virtio-9p-pci", DeviceId::NineP, 0x1009, 0x0002, 7);
 static VSOCK: DeviceInfo = DeviceInfo {
@@ -35,7 +31,7 @@ static ALL: [(&DeviceInfo, &[u16]); 8] = [
     (&BLOCK, &[256]),
     (&NETWORK, &[256, 256, 64]),
     (&SERIAL, &[128; 64]),
-    (&BALLOON, &[128; 3]),
+    (&crate::virtio::balloon::INFO, &[128; 3]),
     (&crate::virtio::rng::INFO, &[8]),
     (&SCSI, &[256; 3]),
     (&NINE_P, &[128]),
@@ -254,5 +250,5 @@ fn names_lead_to_rows_and_variants() {
         table.contains("virtio-rng-pci         4  1af4:1005  1af4:1044  00ff   entropy source\n"),
         "{table}"
     );
-    assert!(table.contains("filename="));
+    assert!(table.contains("max-bytes="));
 }
