@@ -180,8 +180,17 @@ fn object<'a>(
 
 /// The source of a `rng=`. The kernel's own generator is the one of `rng-builtin`.
 fn rng(device: &str, id: &str, backends: &Backends) -> Result<Pairs, ConfigError> {
-    let object = object(device, "rng", id, &["rng-random", "rng-builtin"], backends)?;
-    Ok(object.iter().filter(|(key, _)| *key == "filename").collect())
+    let object = object(device, "rng", id, &["rng-random", "rng-builtin", "rng-egd"], backends)?;
+    if let Some(chardev) = object.get("chardev") {
+        let socket = referred(device, "chardev", chardev, &backends.chardevs)?;
+        let path = socket.get("path").ok_or_else(|| {
+            let problem = format!("chardev={chardev} has no path");
+            ConfigError::refused(device, problem, "rng-egd takes a chardev socket with path=SOCKET")
+        })?;
+        return Ok([("egd", path)].into_iter().collect());
+    }
+    let source = object.get("filename").map(|path| ("source", path));
+    Ok(source.into_iter().collect())
 }
 
 /// Devices of QEMU that many know, by the beginning of their names, and what there is instead.
@@ -330,6 +339,10 @@ mod tests {
             .add_object(pairs("qom-type=rng-random,id=r0,filename=/dev/random"))
             .unwrap();
         backends
+            .add_chardev(pairs("backend=socket,id=c0,path=/run/egd"))
+            .unwrap();
+        backends.add_object(pairs("qom-type=rng-egd,id=r1,chardev=c0")).unwrap();
+        backends
     }
 
     fn resolve(device: &str, text: &str) -> Result<String, String> {
@@ -357,7 +370,12 @@ mod tests {
                 "drive=d0,bus=pci.0,ioeventfd=on,romfile=,scsi=off",
                 "path=a.img,format=raw,cache=none",
             ),
-            ("virtio-rng-pci", "rng=r0", "filename=/dev/random"),
+            ("virtio-rng-pci", "rng=r0", "source=/dev/random"),
+            (
+                "virtio-rng-pci",
+                "rng=r1,max-bytes=1024,period=1000",
+                "egd=/run/egd,max-bytes=1024,period=1000",
+            ),
             (
                 "virtio-rng-pci-non-transitional",
                 "disable-modern=off",
@@ -379,7 +397,7 @@ mod tests {
             (
                 "virtio-rng-pci",
                 "rng=io1",
-                "virtio-rng-pci: rng=io1 is a iothread; name a rng-random or a rng-builtin",
+                "virtio-rng-pci: rng=io1 is a iothread; name a rng-random or a rng-builtin or a rng-egd",
             ),
             ("virtio-blk-pci", "drive=d0,iothread=io2", "add -object iothread,id=io2"),
             ("virtio-blk-pci", "drive=d0,bus=pci.1", "there is one bus"),
