@@ -17,7 +17,7 @@ use pci::{Address, Pin, host};
 
 use super::board::Board;
 use super::events::Events;
-use crate::config::DeviceConfig;
+use crate::config::{DeviceConfig, MachineConfig};
 use crate::irq::Input;
 
 /// The name of the I/O thread that is there when the user names none.
@@ -182,6 +182,15 @@ impl Inventory {
     /// What happens to the machine.
     pub fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Makes the I/O threads and plugs in the devices of `config`.
+    ///
+    /// # Errors
+    /// The first that cannot be had.
+    pub fn populate(&self, config: &MachineConfig) -> Result<(), PlugError> {
+        config.io_threads.iter().try_for_each(|name| self.add_io_thread(name))?;
+        config.devices.iter().try_for_each(|device| self.plug(device).map(drop))
     }
 
     /// Builds a device and plugs it in. Its queues run when the guest's driver says so.

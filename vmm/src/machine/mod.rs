@@ -3,7 +3,7 @@
 pub mod board;
 pub mod clock;
 pub mod console;
-mod control;
+pub mod control;
 mod cpu;
 pub mod events;
 mod fixed;
@@ -168,7 +168,7 @@ impl Machine {
         let wiring = Arc::new(KvmWiring::new(Arc::clone(vm.fd()))?);
         let (platform, board) = Platform::new(&config, ram.layout(), &vm, lines, wiring, serial)?;
         let inventory = Arc::new(Inventory::new(Arc::new(board), Arc::new(ram.memory().clone())));
-        populate(&inventory, &config)?;
+        inventory.populate(&config)?;
         let policy = Policy {
             end_at_reset: config.end_at_reset,
             keep_at_shutdown: config.keep_at_shutdown,
@@ -265,18 +265,6 @@ fn boot_config(config: &MachineConfig, layout: &Layout) -> Result<BootConfig, St
             ..tables::Platform::new(config.cpus, layout)
         },
     })
-}
-
-/// Makes the I/O threads and plugs the devices of `config` in.
-fn populate(inventory: &Inventory, config: &MachineConfig) -> Result<(), PlugError> {
-    config
-        .io_threads
-        .iter()
-        .try_for_each(|name| inventory.add_io_thread(name))?;
-    config
-        .devices
-        .iter()
-        .try_for_each(|device| inventory.plug(device).map(drop))
 }
 
 /// Creates the CPUs, and sees on the first of them that this host's KVM can boot a kernel at all.

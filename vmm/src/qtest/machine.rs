@@ -1,27 +1,24 @@
 //! The machine that a test drives: QEMU's `pc` without its processors and interrupt controllers, or only memory.
 
+use std::convert::Infallible;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use devices::platform::fw_cfg::{FwCfg, key};
-use devices::platform::{AcpiPm, Gpe, MachineRequest, PmEvents, ResetControl};
-use devices::virtio::transport::VirtioPci;
+use devices::platform::fw_cfg::key;
+use devices::platform::{AcpiPm, FwCfg, Gpe, ResetControl};
 use pci::{Bus, host};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::intercept::Inputs;
 use super::messages::DmaWiring;
 use super::{Output, VirtualClock, memory};
-use crate::config::{DeviceConfig, FirmwareConfig, MachineConfig};
+use crate::config::{ConfigError, FirmwareConfig, MachineConfig};
 use crate::irq::{Input, Lines};
 use crate::machine::StartError;
 use crate::machine::board::{Board, PM_BLOCK, PM_PORTS};
-use crate::machine::inventory::{Inventory, PlugError};
+use crate::machine::inventory::Inventory;
+use crate::machine::remote::{Policy, Remote};
 use crate::memory::{Backing, Layout, Ram};
-use crate::qemu::backends::Backends;
-use crate::qmp::event::{Event, Shutdown, ShutdownCause};
-use crate::qmp::link::Monitors;
-use crate::qmp::target::{self, About, RunState};
+use crate::qmp::target;
 
 /// The firmware configuration device's first port.
 const FW_CFG: u16 = 0x510;
@@ -30,71 +27,50 @@ const IOAPIC: &str = "ioapic";
 
 /// A machine without a processor.
 pub struct QtestMachine {
-    inventory: Inventory,
+    remote: Arc<Remote>,
     inputs: Arc<Inputs>,
     clock: VirtualClock,
-    /// Where the power button is; a machine without a chipset has none.
-    power: Option<PmEvents>,
-    monitors: Monitors,
-    state: Mutex<RunState>,
-    ended: EventFd,
-    pub(super) about: About,
-    pub(super) backends: Mutex<Backends>,
 }
 
 impl QtestMachine {
-    /// A machine as `config` says, apart from its kernel. QMP's clients are told what `about` and `backends` say, and of what happens
-    /// to it through `monitors`.
+    /// A machine of this kind as `config` says, apart from its kernel. It has not started.
     ///
     /// # Errors
     /// [`StartError`] says what is wrong and what to do, in one line.
-    pub fn new(
-        config: &MachineConfig,
-        about: About,
-        backends: Backends,
-        monitors: Monitors,
-    ) -> Result<Self, StartError> {
-        let layout = Layout::new(config.memory).map_err(crate::config::ConfigError::from)?;
-        let ram = Ram::new(layout, Backing::Private)?;
-        let memory = Arc::new(ram.memory().clone());
+    pub fn new(kind: target::Board, config: &MachineConfig) -> Result<Self, StartError> {
+        let layout = Layout::new(config.memory).map_err(ConfigError::from)?;
+        let memory = Arc::new(Ram::new(layout, Backing::Private)?.memory().clone());
         let inputs = Arc::new(Inputs::default());
         let clock = VirtualClock::default();
-        let wiring = Arc::new(DmaWiring::new(Arc::clone(&memory)));
         let lines = Lines::new(Arc::clone(&inputs) as _);
         let bus = Bus::new();
-        let has_chipset = about.board == target::Board::Pc;
-        if has_chipset {
+        if kind == target::Board::Pc {
             host::add_to(&bus, config.memory)?;
         }
-        let board = Board::new(lines, bus, Some(wiring));
-        let power = match has_chipset {
-            true => Some(add_platform(&board, config, &clock)?),
-            false => None,
+        let board = Board::new(lines, bus, Some(Arc::new(DmaWiring::new(Arc::clone(&memory)))));
+        let power = power_management(&board, &clock)?;
+        let power_events = power.events();
+        if kind == target::Board::Pc {
+            add_ports(&board, config, power);
+        }
+        let inventory = Arc::new(Inventory::new(Arc::new(board), memory));
+        inventory.populate(config)?;
+        let policy = Policy {
+            end_at_reset: config.end_at_reset,
+            keep_at_shutdown: config.keep_at_shutdown,
+            reset_at_triple_fault: config.reset_at_triple_fault,
         };
-        let machine = Self {
-            inventory: Inventory::new(Arc::new(board), memory),
+        let remote = Remote::new(0, inventory, power_events, policy).map_err(StartError::host("event descriptor"))?;
+        Ok(Self {
+            remote: Arc::new(remote),
             inputs,
             clock,
-            power,
-            monitors,
-            state: Mutex::new(RunState::Running),
-            ended: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-                .map_err(StartError::host("event descriptor"))?,
-            about,
-            backends: Mutex::new(backends),
-        };
-        for name in &config.io_threads {
-            machine.inventory.add_io_thread(name)?;
-        }
-        for device in &config.devices {
-            machine.inventory.plug(device)?;
-        }
-        Ok(machine)
+        })
     }
 
-    /// What is plugged in, and the board.
-    pub fn inventory(&self) -> &Inventory {
-        &self.inventory
+    /// What can be asked of it from outside.
+    pub fn remote(&self) -> &Arc<Remote> {
+        &self.remote
     }
 
     /// The clock, which only the test moves.
@@ -102,28 +78,30 @@ impl QtestMachine {
         &self.clock
     }
 
+    fn inventory(&self) -> &Inventory {
+        self.remote.inventory()
+    }
+
     /// IN.
     pub fn read_port(&self, port: u16, data: &mut [u8]) {
-        self.inventory.board().read_port(port, data);
+        self.inventory().board().read_port(port, data);
     }
 
     /// OUT.
     pub fn write_port(&self, port: u16, data: &[u8]) {
-        match self.inventory.board().write_port(port, data) {
-            None => {}
-            Some(MachineRequest::Reset) => self.reset(ShutdownCause::GuestReset),
-            Some(MachineRequest::PowerOff | MachineRequest::DebugExit(_)) => self.end(ShutdownCause::GuestShutdown),
+        if let Some(request) = self.inventory().board().write_port(port, data) {
+            self.remote.request(request);
         }
     }
 
     /// Loads of any number of bytes, from RAM and from BARs.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) {
-        memory::read(self.inventory.board(), self.inventory.memory(), address, data);
+        memory::read(self.inventory().board(), self.inventory().memory(), address, data);
     }
 
     /// Stores of any number of bytes, to RAM and to BARs.
     pub fn write_memory(&self, address: u64, data: &[u8]) {
-        memory::write(self.inventory.board(), self.inventory.memory(), address, data);
+        memory::write(self.inventory().board(), self.inventory().memory(), address, data);
     }
 
     /// Tells `listener` of changes of the inputs at `path`; `false` when there is no such thing.
@@ -135,118 +113,35 @@ impl QtestMachine {
         found
     }
 
-    /// Brings everything but RAM into its state at power-on. No firmware runs after it.
-    pub fn reset(&self, cause: ShutdownCause) {
-        self.inventory.board().reset();
-        self.monitors.emit(Event::Reset(told(cause)));
-    }
-
-    /// Ends the machine.
-    pub fn end(&self, cause: ShutdownCause) {
-        self.monitors.emit(Event::Shutdown(told(cause)));
-        // A full counter is readable, too.
-        let _ = self.ended.write(1);
-    }
-
-    /// Readable when the machine has ended.
-    pub fn ended(&self) -> &EventFd {
-        &self.ended
-    }
-
-    /// Presses the power button.
-    pub(super) fn power_down(&self) {
-        if let Some(power) = &self.power {
-            power.press_power_button();
-        }
-        self.monitors.emit(Event::Powerdown);
-    }
-
-    /// What it is doing.
-    pub(super) fn run_state(&self) -> RunState {
-        *self.state()
-    }
-
-    /// Lets all devices stand still.
-    pub(super) fn stop(&self) {
-        let mut state = self.state();
-        if *state == RunState::Running {
-            self.for_each_function(VirtioPci::pause);
-            *state = RunState::Paused;
-            self.monitors.emit(Event::Stop);
-        }
-    }
-
-    /// Lets them go on.
-    pub(super) fn go_on(&self) {
-        let mut state = self.state();
-        if *state == RunState::Paused {
-            self.for_each_function(VirtioPci::resume);
-            *state = RunState::Running;
-            self.monitors.emit(Event::Resume);
-        }
-    }
-
-    /// Plugs a device in, which stands still if the others do.
-    ///
-    /// # Errors
-    /// As [`Inventory::plug`].
-    pub(super) fn plug(&self, device: &DeviceConfig) -> Result<(), PlugError> {
-        let state = self.state();
-        let plugged = self.inventory.plug(device)?;
-        if let Some(slot) = plugged.slot().filter(|_| *state == RunState::Paused) {
-            lock(&slot.function).pause();
-        }
-        Ok(())
-    }
-
-    fn for_each_function(&self, act: fn(&mut VirtioPci)) {
-        for plugged in self.inventory.list() {
-            if let Some(slot) = plugged.slot() {
-                act(&mut lock(&slot.function));
-            }
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, RunState> {
-        lock(&self.state)
+    /// Does what was asked of the machine's own thread. After a reset everything but RAM is in its state at power-on, and no firmware
+    /// runs.
+    pub fn attend(&self) {
+        let Ok(_) = self.remote.attend(|| {
+            self.inventory().board().reset();
+            Ok::<_, Infallible>(())
+        });
     }
 }
 
-/// What QMP's clients are told of an end or a reset.
-fn told(reason: ShutdownCause) -> Shutdown {
-    let guest = matches!(reason, ShutdownCause::GuestReset | ShutdownCause::GuestShutdown);
-    Shutdown { guest, reason }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The chipset's ports as far as drivers look at them, on the test's clock, and what firmware would be told.
-fn add_platform(board: &Board, config: &MachineConfig, clock: &VirtualClock) -> Result<PmEvents, StartError> {
+/// The chipset's power management, on the test's clock.
+fn power_management(board: &Board, clock: &VirtualClock) -> Result<AcpiPm, StartError> {
     /// The interrupt of ACPI events, the same on every PC.
     const SCI: u32 = 9;
-    const RESET_CONTROL: u16 = 0xcf9;
-    const GPE: u16 = 0xafe0;
     let sci = board.lines().source(Input::Gsi(SCI));
     let sci = sci.ok_or_else(|| StartError::host("interrupt line")(io::ErrorKind::Unsupported.into()))?;
-    let pm = AcpiPm::with_clock(sci, clock.clock());
-    board.add_ports(
-        "firmware configuration",
-        FW_CFG,
-        FwCfg::PORTS,
-        Arc::new(Mutex::new(fw_cfg(config))),
-    );
-    board.add_ports(
-        "reset control",
-        RESET_CONTROL,
-        1,
-        Arc::new(Mutex::new(ResetControl::default())),
-    );
-    board.add_ports("ACPI events", GPE, Gpe::PORTS, Arc::new(Mutex::new(pm.gpe())));
-    let events = pm.events();
-    board.add_ports(PM_BLOCK, host::PM_BASE, PM_PORTS, Arc::new(Mutex::new(pm)));
-    Ok(events)
+    Ok(AcpiPm::with_clock(sci, clock.clock()))
+}
+
+/// The chipset's ports as far as drivers look at them, and what firmware would be told.
+fn add_ports(board: &Board, config: &MachineConfig, power: AcpiPm) {
+    const RESET_CONTROL: u16 = 0xcf9;
+    const GPE: u16 = 0xafe0;
+    let firmware = Arc::new(Mutex::new(fw_cfg(config)));
+    board.add_ports("firmware configuration", FW_CFG, FwCfg::PORTS, firmware);
+    let reset = Arc::new(Mutex::new(ResetControl::default()));
+    board.add_ports("reset control", RESET_CONTROL, 1, reset);
+    board.add_ports("ACPI events", GPE, Gpe::PORTS, Arc::new(Mutex::new(power.gpe())));
+    board.add_ports(PM_BLOCK, host::PM_BASE, PM_PORTS, Arc::new(Mutex::new(power)));
 }
 
 fn fw_cfg(config: &MachineConfig) -> FwCfg {

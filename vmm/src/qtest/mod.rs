@@ -10,12 +10,11 @@ mod messages;
 mod request;
 mod run;
 mod session;
-mod target;
 
 pub use channel::{Channel, ChannelError, Connection, LogTarget, Output};
 pub use clock::VirtualClock;
 pub use machine::QtestMachine;
-pub use run::{QtestConfig, run};
+pub use run::{QtestConfig, RunError, run};
 pub use session::serve;
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! A machine without a processor from its configuration to its end.
 
+use std::io;
 use std::sync::Arc;
 
 use super::channel::{Channel, ChannelError, LogTarget};
 use super::{QtestMachine, serve};
 use crate::config::MachineConfig;
 use crate::machine::StartError;
+use crate::machine::events::Cause;
 use crate::qemu::backends::Backends;
-use crate::qmp::event::ShutdownCause;
 use crate::qmp::link::Monitors;
+use crate::qmp::managed::Managed;
 use crate::qmp::server::{MonitorConfig, ServeError, Server};
 use crate::qmp::target::{About, Target};
 use crate::signals::Signals;
@@ -42,31 +44,39 @@ pub enum RunError {
     /// A monitor
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// Signals or a thread
-    #[error("{what}: {source}")]
-    Host {
-        /// What was asked for.
-        what: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
+    /// A thread
+    #[error("no thread for the test: {0}")]
+    Thread(io::Error),
+    /// What is done once it runs
+    #[error(transparent)]
+    Started(io::Error),
 }
 
-/// Serves a test and QMP's clients until one of them, or a signal, ends the machine.
+impl RunError {
+    /// Is it the user's to mend, by another command line or another file?
+    pub fn is_users(&self) -> bool {
+        match self {
+            Self::Channel(_) | Self::Serve(_) => true,
+            Self::Start(error) => error.is_users(),
+            Self::Thread(_) | Self::Started(_) => false,
+        }
+    }
+}
+
+/// Serves a test and QMP's clients until one of them, or a signal, ends the machine. Once it can be used, `started` is called.
 ///
 /// # Errors
 /// The machine or the connections to it cannot be had.
-pub fn run(config: QtestConfig) -> Result<(), RunError> {
-    let host = |what| move |source| RunError::Host { what, source };
-    // Before any thread exists, so that all of them leave these signals to this one.
-    let signals = Signals::block().map_err(host("signals"))?;
+pub fn run(config: QtestConfig, signals: &Signals, started: impl FnOnce() -> io::Result<()>) -> Result<(), RunError> {
     // First of all: a test that waits for the machine learns at once if the rest fails.
     let connection = config.channel.map(|channel| channel.open(&config.log)).transpose()?;
+    let machine = Arc::new(QtestMachine::new(config.about.board, &config.machine)?);
+    let remote = Arc::clone(machine.remote());
     let monitors = Monitors::default();
-    let machine = QtestMachine::new(&config.machine, config.about, config.backends, monitors.clone())?;
-    let machine = Arc::new(machine);
-    let target: Arc<dyn Target> = Arc::clone(&machine) as _;
+    let managed = Managed::new(Arc::clone(&remote), config.about, config.backends, &monitors);
+    let target: Arc<dyn Target> = Arc::new(managed);
     let server = Server::start(&config.monitors, &monitors, &target)?;
+    remote.start(config.machine.start_paused);
     if let Some(connection) = connection {
         let machine = Arc::clone(&machine);
         let serve = move || {
@@ -75,15 +85,17 @@ pub fn run(config: QtestConfig) -> Result<(), RunError> {
                 tracing::debug!("qtest: {error}");
             }
         };
-        std::thread::Builder::new()
-            .name("qtest".into())
-            .spawn(serve)
-            .map_err(host("thread for the test"))?;
+        let thread = std::thread::Builder::new().name("qtest".into()).spawn(serve);
+        thread.map_err(RunError::Thread)?;
     }
-    if signals.wait_unless(machine.ended()).is_some() {
-        machine.end(ShutdownCause::HostSignal);
+    started().map_err(RunError::Started)?;
+    while remote.outcome().is_none() {
+        match signals.wait_unless(remote.wake()) {
+            Some(_) => remote.quit(Cause::HostSignal),
+            None => machine.attend(),
+        }
     }
     drop(server);
-    machine.inventory().clear();
+    remote.inventory().clear();
     Ok(())
 }

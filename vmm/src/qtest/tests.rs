@@ -10,10 +10,7 @@ use devices::virtio::options::Pairs;
 
 use super::*;
 use crate::config::{DeviceConfig, MachineConfig};
-use crate::qemu::backends::Backends;
-use crate::qmp::event::ShutdownCause;
-use crate::qmp::link::Monitors;
-use crate::qmp::target::{About, Board};
+use crate::qmp::target::Board;
 
 const MEMORY: u64 = 32 << 20;
 
@@ -33,11 +30,7 @@ impl Test {
                 .devices
                 .push(DeviceConfig::new(name, Pairs::parse(options, None)));
         }
-        let about = About {
-            board,
-            ..About::default()
-        };
-        let machine = Arc::new(QtestMachine::new(&config, about, Backends::default(), Monitors::default()).unwrap());
+        let machine = Arc::new(QtestMachine::new(board, &config).unwrap());
         let (ours, theirs) = UnixStream::pair().unwrap();
         let connection = Connection {
             input: Box::new(theirs.try_clone().unwrap()),
@@ -213,7 +206,8 @@ fn a_reset_takes_bars_away_and_leaves_memory() {
     place_bars(&mut test);
     test.tell(&["writel 0x100000 0x1", "write 0xe0000014 0x1 0x03"]);
     assert_eq!(test.value("read 0xe0000014 0x1"), 3);
-    test.machine.reset(ShutdownCause::HostQmpSystemReset);
+    test.machine.remote().reset();
+    test.machine.attend();
     assert_eq!(test.value("read 0xe0000014 0x1"), 0xff);
     assert_eq!(test.value("readl 0x100000"), 1);
     place_bars(&mut test);

@@ -1,0 +1,145 @@
+//! A machine of ours as QMP sees it, with CPUs or without.
+
+use std::sync::{Arc, Mutex};
+
+use pci::Bus;
+
+use super::error::Error;
+use super::event::{DeviceDeleted, Event, Shutdown, ShutdownCause};
+use super::link::Monitors;
+use super::target::{About, Board, DeviceView, Order, RunState, Target};
+use crate::config::DeviceConfig;
+use crate::machine::control;
+use crate::machine::events::{self, Cause};
+use crate::machine::inventory::{Place, Plugged};
+use crate::machine::remote::Remote;
+use crate::qemu::backends::Backends;
+
+/// A machine, and what QMP's clients are told of it.
+pub struct Managed {
+    remote: Arc<Remote>,
+    about: About,
+    backends: Mutex<Backends>,
+}
+
+impl Managed {
+    /// The machine behind `remote`. Clients are told what `about` and `backends` say, and through `monitors` what happens to it.
+    pub fn new(remote: Arc<Remote>, about: About, backends: Backends, monitors: &Monitors) -> Self {
+        let monitors = monitors.clone();
+        remote.events().subscribe(move |event| {
+            monitors.emit(as_told(event));
+            true
+        });
+        Self {
+            remote,
+            about,
+            backends: Mutex::new(backends),
+        }
+    }
+}
+
+impl Target for Managed {
+    fn about(&self) -> About {
+        self.about.clone()
+    }
+
+    fn run_state(&self) -> RunState {
+        match self.remote.run_state() {
+            control::RunState::Prelaunch => RunState::Prelaunch,
+            control::RunState::Running => RunState::Running,
+            control::RunState::Paused => RunState::Paused,
+            control::RunState::Shutdown => RunState::Shutdown,
+        }
+    }
+
+    fn order(&self, order: Order) -> Result<(), Error> {
+        match order {
+            Order::Stop => self.remote.pause(),
+            Order::Cont => self.remote.resume().map_err(Error::new)?,
+            Order::Reset => self.remote.reset(),
+            Order::Powerdown => self.remote.press_power_button(),
+            Order::Quit => self.remote.quit(Cause::HostQmpQuit),
+            Order::Nmi => self.remote.inject_nmi(),
+        }
+        Ok(())
+    }
+
+    fn pci(&self) -> Option<&Bus> {
+        (self.about.board == Board::Pc).then(|| self.remote.inventory().board().pci())
+    }
+
+    fn devices(&self) -> Vec<DeviceView> {
+        self.remote
+            .inventory()
+            .list()
+            .iter()
+            .map(|plugged| view(plugged))
+            .collect()
+    }
+
+    fn plug(&self, device: DeviceConfig) -> Result<(), Error> {
+        if self.about.board == Board::None {
+            // In QEMU's words.
+            return Err(Error::new(format_args!(
+                "No 'PCI' bus found for device '{}'",
+                device.name
+            )));
+        }
+        self.remote.inventory().plug(&device).map(drop).map_err(Error::new)
+    }
+
+    fn unplug(&self, path: &str) -> Result<(), Error> {
+        Err(Error::device_not_found(path))
+    }
+
+    fn backends(&self) -> &Mutex<Backends> {
+        &self.backends
+    }
+}
+
+fn view(plugged: &Plugged) -> DeviceView {
+    let parent = match plugged.place() {
+        Place::Slot(_) => None,
+        Place::Child { parent, .. } => Some(parent.path().to_owned()),
+    };
+    DeviceView {
+        driver: plugged.config().name.clone(),
+        id: plugged.id().map(str::to_owned),
+        path: plugged.path().to_owned(),
+        address: plugged.slot().map(|slot| slot.address),
+        parent,
+        options: plugged.config().options.clone(),
+        control: plugged.control(),
+        hotplugged: false,
+    }
+}
+
+/// An event of the machine as clients are told of it.
+fn as_told(event: &events::Event) -> Event {
+    match event {
+        events::Event::Stop => Event::Stop,
+        events::Event::Resume => Event::Resume,
+        events::Event::Reset(cause) => Event::Reset(shutdown(*cause)),
+        events::Event::Shutdown(cause) => Event::Shutdown(shutdown(*cause)),
+        events::Event::PowerDown => Event::Powerdown,
+        events::Event::DeviceDeleted { id, path } => Event::DeviceDeleted(DeviceDeleted {
+            device: id.clone(),
+            path: path.clone(),
+        }),
+    }
+}
+
+fn shutdown(cause: Cause) -> Shutdown {
+    let reason = match cause {
+        Cause::HostQmpQuit => ShutdownCause::HostQmpQuit,
+        Cause::HostQmpSystemReset => ShutdownCause::HostQmpSystemReset,
+        Cause::HostSignal => ShutdownCause::HostSignal,
+        Cause::HostUi => ShutdownCause::HostUi,
+        Cause::GuestShutdown => ShutdownCause::GuestShutdown,
+        Cause::GuestReset => ShutdownCause::GuestReset,
+    };
+    Shutdown {
+        guest: cause.is_guest(),
+        reason,
+    }
+}
