@@ -1,6 +1,6 @@
 //! What tests of backends share: the host that they are opened on, frames in and out.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::io;
 use std::process::Command;
