@@ -11,6 +11,7 @@ mod cmos;
 mod debug_exit;
 pub mod fw_cfg;
 mod i8042;
+mod pci_hotplug;
 mod port92;
 mod reset_control;
 mod serial;
@@ -21,6 +22,7 @@ pub use cmos::{Cmos, MemorySize};
 pub use debug_exit::DebugExit;
 pub use fw_cfg::FwCfg;
 pub use i8042::I8042;
+pub use pci_hotplug::{HotplugSlots, PciHotplug};
 pub use port92::Port92;
 pub use reset_control::ResetControl;
 pub use serial::{Serial, SerialStats};
@@ -46,6 +48,11 @@ pub enum MachineRequest {
     PowerOff,
     /// The value written to the debug-exit port; the exit status is `(value << 1) | 1`, as QEMU's isa-debug-exit.
     DebugExit(u32),
+    /// Take what is in this slot of the PCI bus out; the guest does not use it any more.
+    Eject {
+        /// The slot, 0 to 31.
+        slot: u8,
+    },
 }
 
 /// A source of time: the duration since a fixed point that the device names. Tests put in their own.

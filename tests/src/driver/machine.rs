@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::memory::GuestMemory;
+use devices::platform::{AcpiPm, Gpe, MachineRequest};
 use devices::virtio::info::Control;
 use devices::virtio::interrupt::MsixSender;
 use devices::virtio::transport::{Doorbell, VirtioPci, VirtioPciState};
 use pci::resources::{self, Windows};
 use pci::{Address, Bus, Change, host};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vmm::boot::tables::port;
 use vmm::config::{DeviceConfig, PciResources};
-use vmm::irq::{Gsi, GsiSink, Lines};
+use vmm::irq::{Gsi, GsiSink, Input, Lines};
 use vmm::machine::board::Board;
 use vmm::machine::inventory::Inventory;
 use vmm::machine::wiring::Wiring;
@@ -26,6 +28,9 @@ pub const RAM_SEAM: u64 = 8 << 20;
 pub const HIGH_RAM: u64 = 4 << 30;
 /// Bytes of it.
 pub const HIGH_RAM_SIZE: u64 = 1 << 20;
+
+/// The interrupt of ACPI events.
+pub const SCI: Gsi = 9;
 
 /// The guest's RAM, zeroed.
 ///
@@ -125,8 +130,11 @@ impl Machine {
         let bus = Bus::new();
         host::add_to(&bus, LOW_RAM_END + HIGH_RAM_SIZE)?;
         let board = Board::new(Lines::new(pins.clone()), bus, Some(recorder.clone()));
+        let acpi = AcpiPm::new(board.lines().source(Input::Gsi(SCI)).ok_or("there is no such line")?);
+        let events = acpi.events();
+        board.add_ports("ACPI events", port::GPE0, Gpe::PORTS, Arc::new(Mutex::new(acpi.gpe())));
         let machine = Self {
-            inventory: Inventory::new(Arc::new(board), memory),
+            inventory: Inventory::new(Arc::new(board), memory).with_hotplug(events),
             recorder,
             pins,
             resources,
@@ -153,7 +161,7 @@ impl Machine {
     /// # Errors
     /// The BARs do not fit.
     pub fn reset(&self) -> Result<(), Error> {
-        self.board().reset();
+        self.inventory.reset();
         self.firmware()
     }
 
@@ -198,7 +206,10 @@ impl Machine {
 
     /// OUT, `width` bytes.
     pub fn set_port(&self, port: u16, width: usize, value: u64) {
-        self.board().write_port(port, &value.to_le_bytes()[..width]);
+        let request = self.board().write_port(port, &value.to_le_bytes()[..width]);
+        if let Some(MachineRequest::Eject { slot }) = request {
+            self.inventory.eject(slot);
+        }
     }
 
     /// A load of `width` bytes. Where there is RAM, RAM answers, whatever a BAR says: so it is under KVM.

@@ -5,6 +5,7 @@
 mod bars;
 mod block;
 mod devices;
+mod hotplug;
 mod image;
 mod interrupts;
 mod life;

@@ -38,7 +38,7 @@ impl MainLoop {
     /// Brings chips, board and memory into the state in which firmware hands over to the kernel.
     pub(super) fn power_on(&mut self) -> Result<(), StartError> {
         self.vm.reset_chips(ELCR)?;
-        self.shared.board().reset();
+        self.shared.remote.inventory().reset();
         fixed::firmware_setup(self.shared.board(), self.ram.layout(), self.pci_resources)?;
         let entry = boot::prepare(&self.boot, self.ram.memory())?;
         let regs = cpu_state::registers(&entry);

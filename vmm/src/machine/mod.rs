@@ -167,7 +167,8 @@ impl Machine {
         let lines = Lines::new(Arc::clone(vm.fd()) as _);
         let wiring = Arc::new(KvmWiring::new(Arc::clone(vm.fd()))?);
         let (platform, board) = Platform::new(&config, ram.layout(), &vm, lines, wiring, serial)?;
-        let inventory = Arc::new(Inventory::new(Arc::new(board), Arc::new(ram.memory().clone())));
+        let inventory = Inventory::new(Arc::new(board), Arc::new(ram.memory().clone()));
+        let inventory = Arc::new(inventory.with_hotplug(platform.events.clone()));
         inventory.populate(&config)?;
         let policy = Policy {
             end_at_reset: config.end_at_reset,

@@ -155,6 +155,7 @@ impl Remote {
             MachineRequest::PowerOff => self.shut_down(Cause::GuestShutdown, Outcome::PowerOff),
             MachineRequest::DebugExit(value) => self.control.end(Outcome::DebugExit(value)),
             MachineRequest::Reset => self.ask_for_reset(Cause::GuestReset),
+            MachineRequest::Eject { slot } => self.inventory.eject(slot),
         }
     }
 

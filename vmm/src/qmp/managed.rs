@@ -11,7 +11,7 @@ use super::target::{About, Board, DeviceView, Order, RunState, Target};
 use crate::config::DeviceConfig;
 use crate::machine::control;
 use crate::machine::events::{self, Cause};
-use crate::machine::inventory::{Place, Plugged};
+use crate::machine::inventory::{Place, Plugged, UnplugError};
 use crate::machine::remote::Remote;
 use crate::qemu::backends::Backends;
 
@@ -85,11 +85,14 @@ impl Target for Managed {
                 device.name
             )));
         }
-        self.remote.inventory().plug(&device).map(drop).map_err(Error::new)
+        self.remote.inventory().hot_plug(&device).map(drop).map_err(Error::new)
     }
 
     fn unplug(&self, path: &str) -> Result<(), Error> {
-        Err(Error::device_not_found(path))
+        self.remote.inventory().unplug(path).map_err(|error| match error {
+            UnplugError::NotFound(path) => Error::device_not_found(&path),
+            UnplugError::NoHotplug => Error::new(error),
+        })
     }
 
     fn backends(&self) -> &Mutex<Backends> {
@@ -110,7 +113,7 @@ fn view(plugged: &Plugged) -> DeviceView {
         parent,
         options: plugged.config().options.clone(),
         control: plugged.control(),
-        hotplugged: false,
+        hotplugged: plugged.is_hotplugged(),
     }
 }
 

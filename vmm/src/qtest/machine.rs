@@ -50,10 +50,12 @@ impl QtestMachine {
         let board = Board::new(lines, bus, Some(Arc::new(DmaWiring::new(Arc::clone(&memory)))));
         let power = power_management(&board, &clock)?;
         let power_events = power.events();
+        let mut inventory = Inventory::new(Arc::new(board), memory);
         if kind == target::Board::Pc {
-            add_ports(&board, config, power);
+            add_ports(inventory.board(), config, power);
+            inventory = inventory.with_hotplug(power_events.clone());
         }
-        let inventory = Arc::new(Inventory::new(Arc::new(board), memory));
+        let inventory = Arc::new(inventory);
         inventory.populate(config)?;
         let policy = Policy {
             end_at_reset: config.end_at_reset,
@@ -117,7 +119,7 @@ impl QtestMachine {
     /// runs.
     pub fn attend(&self) {
         let Ok(_) = self.remote.attend(|| {
-            self.inventory().board().reset();
+            self.inventory().reset();
             Ok::<_, Infallible>(())
         });
     }

@@ -27,6 +27,8 @@ pub mod port {
     pub const PM1A_CONTROL: u16 = 0x604;
     /// Power management timer, 4 bytes, of which 24 bits count.
     pub const PM_TIMER: u16 = 0x608;
+    /// PCI hotplug controller, 24 bytes.
+    pub const PCI_HOTPLUG: u16 = 0xae00;
     /// General-purpose event block 0, 4 bytes: status and enable.
     pub const GPE0: u16 = 0xafe0;
     /// SMI command port.

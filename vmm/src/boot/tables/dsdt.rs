@@ -13,6 +13,7 @@ use acpi_tables::{Aml, AmlSink};
 
 use super::Platform;
 use super::acpi::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::hotplug::{self, HotplugBus};
 use super::routing::{pin_number, pins};
 
 const HEADER: u32 = 36;
@@ -27,6 +28,7 @@ pub(super) fn table(platform: &Platform) -> Vec<u8> {
     host_bridge(platform, &mut code);
     processors(platform, &mut code);
     soft_off(&mut code);
+    hotplug::event(&mut code);
     code.extend(&platform.extra_aml);
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&code);
@@ -66,12 +68,13 @@ fn host_bridge(platform: &Platform, code: &mut Vec<u8>) {
         &window32,
         &window64,
     ]);
-    let bridge: [&dyn Aml; 5] = [
+    let bridge: [&dyn Aml; 6] = [
         &name("_HID", &EISAName::new("PNP0A03")),
         &name("_UID", &ZERO),
         &name("_CRS", &resources),
         &name("_PRT", &routing()),
         &IsaDevices(platform),
+        &HotplugBus,
     ];
     let bridge = Device::new("PCI0".into(), bridge.to_vec());
     Scope::new("_SB_".into(), vec![&bridge]).to_aml_bytes(code);

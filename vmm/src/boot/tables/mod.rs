@@ -8,6 +8,7 @@
 mod acpi;
 mod area;
 mod dsdt;
+mod hotplug;
 mod mp;
 mod pir;
 mod routing;

@@ -1,146 +1,53 @@
 //! What is plugged into a machine: devices on its bus, what sits on the buses of those, and the I/O threads that serve them. It is the
 //! same with and without KVM.
 
+mod hotplug;
+mod plugged;
+#[cfg(test)]
+pub(super) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::{fmt, io};
 
 use devices::io_thread::{IoThread, IoThreads, PollPolicy};
 use devices::memory::GuestMemory;
-use devices::virtio::info::{CHILDREN, ChildInfo, Control, DeviceInfo, Host, Order};
+use devices::platform::HotplugSlots;
+use devices::virtio::info::{CHILDREN, ChildInfo, Control, Detach, Host, Order};
 use devices::virtio::interrupt::MsixSender;
 use devices::virtio::net::Networks;
 use devices::virtio::options::{ConfigError, Options, Pairs};
-use devices::virtio::transport::VirtioPci;
 use pci::bus::BusError;
 use pci::intx::pirq;
 use pci::{Address, Pin, host};
+
+pub use hotplug::UnplugError;
+pub use plugged::{Place, PlugError, Plugged, Slot};
 
 use super::board::Board;
 use super::events::Events;
 use crate::config::{DeviceConfig, MachineConfig};
 use crate::irq::Input;
 
+/// What is known of a device that was added: its options, where it is, and what takes it off the bus of another.
+type Added = (Options, Place, Option<Detach>);
+
+/// The row of what sits on the bus of another device and is called `name`.
+fn child_info(name: &str) -> Option<&'static ChildInfo> {
+    CHILDREN.iter().find(|child| child.name == name).copied()
+}
+
 /// The name of the I/O thread that is there when the user names none.
 const DEFAULT_IO_THREAD: &str = "io0";
-
-/// Why a device cannot be plugged in, or an I/O thread not be made
-#[derive(Debug, thiserror::Error)]
-pub enum PlugError {
-    /// What the user wrote, or the backend
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The place on the bus
-    #[error(transparent)]
-    Bus(#[from] BusError),
-    /// The host
-    #[error("the host gives no I/O thread: {0}; it may be short of memory or of descriptors (ulimit -n)")]
-    IoThread(io::Error),
-}
-
-/// A device that is plugged in.
-pub struct Plugged {
-    id: Option<String>,
-    path: String,
-    config: DeviceConfig,
-    options: Options,
-    place: Place,
-}
-
-/// Where a device is.
-pub enum Place {
-    /// On the machine's bus.
-    Slot(Slot),
-    /// On the bus of another device.
-    Child {
-        /// Its row of the table.
-        info: &'static ChildInfo,
-        /// The device whose bus it is on.
-        parent: Arc<Plugged>,
-    },
-}
-
-/// A slot of the bus, and what is in it.
-pub struct Slot {
-    /// Which function it is.
-    pub address: Address,
-    /// Its row of the table.
-    pub info: &'static DeviceInfo,
-    /// The function.
-    pub function: Arc<Mutex<VirtioPci>>,
-    /// What can be asked of the device.
-    pub control: Control,
-}
-
-impl Slot {
-    /// Locks the function.
-    pub fn lock(&self) -> MutexGuard<'_, VirtioPci> {
-        self.function.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Plugged {
-    /// What the user calls it.
-    pub fn id(&self) -> Option<&str> {
-        self.id.as_deref()
-    }
-
-    /// Its path in QEMU's tree of objects: `/machine/peripheral/ID`, or `/machine/peripheral-anon/device[N]` for the device number N
-    /// without an id.
-    pub fn path(&self) -> &str {
-        &self.path
-    }
-
-    /// What the user wrote.
-    pub fn config(&self) -> &DeviceConfig {
-        &self.config
-    }
-
-    /// The options as read.
-    pub fn options(&self) -> &Options {
-        &self.options
-    }
-
-    /// QEMU's name of its kind.
-    pub fn driver(&self) -> &'static str {
-        match &self.place {
-            Place::Slot(slot) => slot.info.name,
-            Place::Child { info, .. } => info.name,
-        }
-    }
-
-    /// Where it is.
-    pub fn place(&self) -> &Place {
-        &self.place
-    }
-
-    /// Its slot, if it is on the machine's bus.
-    pub fn slot(&self) -> Option<&Slot> {
-        match &self.place {
-            Place::Slot(slot) => Some(slot),
-            Place::Child { .. } => None,
-        }
-    }
-
-    /// What can be asked of the device. Of what sits on the bus of another device, that device is asked.
-    pub fn control(&self) -> Control {
-        match &self.place {
-            Place::Slot(slot) => slot.control.clone(),
-            Place::Child { parent, .. } => parent.control(),
-        }
-    }
-}
-
-impl fmt::Debug for Plugged {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} ({})", self.path, self.driver())
-    }
-}
 
 /// All that is plugged into one machine.
 pub struct Inventory {
     board: Arc<Board>,
     memory: Arc<GuestMemory>,
     events: Events,
+    hotplug: Option<HotplugSlots>,
     state: Mutex<State>,
 }
 
@@ -148,6 +55,8 @@ pub struct Inventory {
 struct State {
     /// In the order in which they came.
     plugged: Vec<Arc<Plugged>>,
+    /// What takes devices off the buses of others, by their paths.
+    detach: BTreeMap<String, Detach>,
     /// Devices without an id so far.
     nameless: usize,
     io_threads: Vec<IoThread>,
@@ -165,6 +74,7 @@ impl Inventory {
             board,
             memory,
             events: Events::default(),
+            hotplug: None,
             state: Mutex::default(),
         }
     }
@@ -198,9 +108,13 @@ impl Inventory {
     /// # Errors
     /// [`PlugError`] says in one line what is wrong and what to do.
     pub fn plug(&self, config: &DeviceConfig) -> Result<Arc<Plugged>, PlugError> {
+        self.add(config, false)
+    }
+
+    fn add(&self, config: &DeviceConfig, hotplugged: bool) -> Result<Arc<Plugged>, PlugError> {
         let pairs = &config.options;
         let mut state = self.state();
-        let (options, place) = match CHILDREN.iter().find(|child| child.name == config.name) {
+        let (options, place, detach) = match child_info(&config.name) {
             Some(info) => self.attach(&mut state, info, pairs)?,
             None => self.insert(&mut state, &config.name, pairs)?,
         };
@@ -210,14 +124,18 @@ impl Inventory {
             id,
             config: config.clone(),
             options,
+            hotplugged,
             place,
         });
+        if let Some(detach) = detach {
+            state.detach.insert(plugged.path.clone(), detach);
+        }
         state.plugged.push(Arc::clone(&plugged));
         Ok(plugged)
     }
 
     /// Puts a device of the table into a slot.
-    fn insert(&self, state: &mut State, name: &str, pairs: &Pairs) -> Result<(Options, Place), PlugError> {
+    fn insert(&self, state: &mut State, name: &str, pairs: &Pairs) -> Result<Added, PlugError> {
         let order = Order::read(name, pairs)?;
         state.check_id(order.options())?;
         let address = self.address(order.options())?;
@@ -246,7 +164,7 @@ impl Inventory {
             function,
             control: created.control,
         };
-        Ok((order.options().clone(), Place::Slot(slot)))
+        Ok((order.options().clone(), Place::Slot(slot), None))
     }
 
     fn untie(&self, address: Address) {
@@ -276,17 +194,12 @@ impl Inventory {
     }
 
     /// Puts what the table has as `info` on the bus of another device.
-    fn attach(
-        &self,
-        state: &mut State,
-        info: &'static ChildInfo,
-        pairs: &Pairs,
-    ) -> Result<(Options, Place), PlugError> {
+    fn attach(&self, state: &mut State, info: &'static ChildInfo, pairs: &Pairs) -> Result<Added, PlugError> {
         let options = info.read_options(pairs)?;
         state.check_id(&options)?;
         let parent = state.parent(info, &options)?;
-        let _detach = (info.attach)(&options, &parent.control(), &state.host(&self.memory)?)?;
-        Ok((options, Place::Child { info, parent }))
+        let detach = (info.attach)(&options, &parent.control(), &state.host(&self.memory)?)?;
+        Ok((options, Place::Child { info, parent }, Some(detach)))
     }
 
     /// Everything that is plugged in, in the order in which it came.
@@ -294,9 +207,10 @@ impl Inventory {
         self.state().plugged.clone()
     }
 
-    /// The device that the user calls `id`.
-    pub fn find(&self, id: &str) -> Option<Arc<Plugged>> {
-        self.state().find(|plugged| plugged.id() == Some(id))
+    /// The device with this id or this path.
+    pub fn find(&self, name: &str) -> Option<Arc<Plugged>> {
+        self.state()
+            .find(|plugged| plugged.id() == Some(name) || plugged.path() == name)
     }
 
     /// The device at `address`.
@@ -305,9 +219,9 @@ impl Inventory {
             .find(|plugged| plugged.slot().is_some_and(|slot| slot.address == address))
     }
 
-    /// What can be asked of the device that the user calls `id`.
-    pub fn control(&self, id: &str) -> Option<Control> {
-        Some(self.find(id)?.control())
+    /// What can be asked of the device with this id or this path.
+    pub fn control(&self, name: &str) -> Option<Control> {
+        Some(self.find(name)?.control())
     }
 
     /// Makes an I/O thread that devices can name.
@@ -369,6 +283,9 @@ impl Inventory {
     /// Takes everything out. Queues are stopped and drained, and backends closed, when this returns.
     pub fn clear(&self) {
         let mut state = self.state();
+        std::mem::take(&mut state.detach)
+            .into_values()
+            .for_each(|detach| detach());
         let plugged = std::mem::take(&mut state.plugged);
         for slot in plugged.iter().rev().filter_map(|plugged| plugged.slot()) {
             self.board.remove(slot.address);
@@ -459,135 +376,4 @@ struct Nowhere;
 
 impl MsixSender for Nowhere {
     fn send(&self, _vector: u16) {}
-}
-
-#[cfg(test)]
-pub(super) mod testing {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::irq::{Gsi, GsiSink, Lines};
-    use vm_memory::GuestAddress;
-
-    struct NoPins;
-
-    impl GsiSink for NoPins {
-        fn set_gsi(&self, _: Gsi, _: bool) {}
-    }
-
-    /// The inventory of a machine with nothing in it, and without a CPU.
-    pub fn inventory() -> Inventory {
-        let bus = pci::Bus::new();
-        host::add_to(&bus, 1 << 20).unwrap();
-        let board = Board::new(Lines::new(Arc::new(NoPins)), bus, None);
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        Inventory::new(Arc::new(board), Arc::new(memory))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
-    use super::testing::inventory;
-    use super::*;
-
-    fn rng(options: &str) -> DeviceConfig {
-        DeviceConfig::parse("virtio-rng-pci", options, None)
-    }
-
-    fn refusal(inventory: &Inventory, options: &str) -> String {
-        inventory.plug(&rng(options)).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn devices_are_found_by_id_and_place_and_listed_in_order() {
-        let inventory = inventory();
-        inventory.plug(&rng("id=a,addr=5")).unwrap();
-        inventory.plug(&rng("")).unwrap();
-        inventory.plug(&rng("")).unwrap();
-        let list = inventory.list();
-        assert!(list.iter().all(|plugged| plugged.driver() == "virtio-rng-pci"));
-        let paths: Vec<_> = list.iter().map(|plugged| plugged.path()).collect();
-        let anonymous = [
-            "/machine/peripheral-anon/device[0]",
-            "/machine/peripheral-anon/device[1]",
-        ];
-        assert_eq!(paths, ["/machine/peripheral/a", anonymous[0], anonymous[1]]);
-        let slots: Vec<_> = list
-            .iter()
-            .map(|plugged| plugged.slot().unwrap().address.device())
-            .collect();
-        assert_eq!(slots, [5, 2, 3]);
-        assert_eq!(inventory.find("a").unwrap().config(), &rng("id=a,addr=5"));
-        assert!(inventory.find("b").is_none() && inventory.control("b").is_none());
-        let at = inventory.at(Address::new(0, 5, 0).unwrap()).unwrap();
-        assert_eq!(at.id(), Some("a"));
-    }
-
-    #[test]
-    fn an_id_is_a_word_and_belongs_to_one_device() {
-        let inventory = inventory();
-        inventory.plug(&rng("id=rng.0-a_b")).unwrap();
-        assert!(refusal(&inventory, "id=rng.0-a_b").contains("duplicate device id 'rng.0-a_b'"));
-        for id in ["", "0a", "a b", "-a", "a/b", "ä"] {
-            let error = refusal(&inventory, &format!("id={id}"));
-            assert!(error.contains("an identifier"), "{error}");
-        }
-        assert_eq!(inventory.list().len(), 1);
-    }
-
-    #[test]
-    fn places_that_are_taken_or_not_there_are_refused() {
-        let inventory = inventory();
-        inventory.plug(&rng("addr=4")).unwrap();
-        assert!(refusal(&inventory, "addr=4").contains("already"));
-        assert!(refusal(&inventory, "addr=1").contains("already"));
-        assert!(refusal(&inventory, "addr=6.1").contains("function other than 0"));
-        assert!(refusal(&inventory, "nonsense=1").contains("nonsense"));
-        for _ in 0..29 {
-            inventory.plug(&rng("")).unwrap();
-        }
-        assert!(refusal(&inventory, "").contains("no free slot"));
-    }
-
-    #[test]
-    fn io_threads_can_be_named_until_they_are_removed_and_stay_while_in_use() {
-        let inventory = inventory();
-        inventory.add_io_thread("a").unwrap();
-        inventory.add_io_thread("b").unwrap();
-        assert!(inventory.add_io_thread("a").is_err());
-        let disk = "path=null-co://,size=1M,iothread=a";
-        let disk = |options: &str| DeviceConfig::parse("virtio-blk-pci", &format!("{disk}{options}"), None);
-        inventory.plug(&disk("")).unwrap();
-        assert!(
-            inventory
-                .remove_io_thread("a")
-                .unwrap_err()
-                .to_string()
-                .contains("in use")
-        );
-        inventory.remove_io_thread("b").unwrap();
-        assert!(inventory.remove_io_thread("b").is_err());
-        let names: Vec<_> = inventory
-            .io_threads()
-            .iter()
-            .map(|thread| thread.name().to_owned())
-            .collect();
-        assert_eq!(names, ["a"]);
-        inventory.clear();
-        inventory.remove_io_thread("a").unwrap();
-        assert!(inventory.plug(&disk("")).is_err(), "there is no such thread any more");
-    }
-
-    #[test]
-    fn clearing_takes_devices_off_the_bus() {
-        let inventory = inventory();
-        inventory.plug(&rng("id=a")).unwrap();
-        inventory.clear();
-        assert!(inventory.list().is_empty());
-        assert_eq!(
-            inventory.board().pci().first_free_slot(host::FIRST_DEVICE_SLOT),
-            Some(2)
-        );
-        inventory.plug(&rng("id=a,addr=2")).unwrap();
-    }
 }
