@@ -2,8 +2,9 @@
 //!
 //! [`Machine`] is RAM and a board; whoever calls it is the CPU. [`bus`] finds functions and their BARs as Linux does,
 //! through configuration mechanism #1. [`Driver`] brings a virtio device up by one of three [`Way`]s ([`legacy`],
-//! [`modern`], or modern through the PCI_CFG window) and passes it buffers; [`block`], [`entropy`] and [`serial`] know
-//! what a disk, a source of randomness and a bus of ports are asked. All are well-behaved unless they are told otherwise.
+//! [`modern`], or modern through the PCI_CFG window) and passes it buffers; [`block`], [`entropy`], [`serial`]
+//! and [`balloon`] know what a disk, a source of randomness, a bus of ports and a balloon are asked. All are
+//! well-behaved unless they are told otherwise.
 //!
 //! Registers are written down here once more, so that a mistake in the tables of the devices shows.
 #![allow(
@@ -14,6 +15,7 @@
 
 use std::time::{Duration, Instant};
 
+pub mod balloon;
 pub mod block;
 pub mod bus;
 mod device;

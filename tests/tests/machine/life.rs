@@ -6,7 +6,7 @@ use devices::virtio::transport::status;
 use devices::virtio::virtq::testing::Buffer;
 use tests::driver::legacy::{Legacy, port};
 use tests::driver::machine::ram;
-use tests::driver::{Driver, Machine, Transport, Way, block, entropy};
+use tests::driver::{Driver, Machine, Transport, Way, balloon, block, entropy, machine};
 use vmm::config::PciResources;
 
 use crate::image::{Image, sector};
@@ -34,6 +34,26 @@ const ENTROPY: Subject = Subject {
     post: |driver, slot| {
         let at = driver.data() + 0x2000 * slot + 0x1000;
         driver.post(0, &[Buffer::writable(at, 4096)]);
+    },
+};
+
+/// Without `vectors=`, there is no MSI-X.
+const BALLOON: Subject = Subject {
+    device: ("virtio-balloon-pci", "vectors=2"),
+    work: |driver| {
+        // What was left with the device lies elsewhere.
+        let first = (machine::HIGH_RAM / balloon::PAGE) as u32;
+        let begun = balloon::control(driver).given_back().inflated.bytes;
+        balloon::name_pages(driver, balloon::INFLATE, first..first + 64);
+        balloon::name_pages(driver, balloon::DEFLATE, first..first + 64);
+        let inflated = balloon::control(driver).given_back().inflated.bytes - begun;
+        assert_eq!(inflated, 64 * balloon::PAGE);
+    },
+    post: |driver, slot| {
+        let at = driver.data() + 0x2000 * slot + 0x1000;
+        let page = (machine::HIGH_RAM / balloon::PAGE + 128 + slot) as u32;
+        driver.machine().set_bytes(at, &page.to_le_bytes());
+        driver.post(0, &[Buffer::readable(at, 4)]);
     },
 };
 
@@ -183,6 +203,7 @@ macro_rules! life_cycle {
 life_cycle! {
     disk: DISK;
     entropy_source: ENTROPY;
+    memory_balloon: BALLOON;
 }
 
 #[test]

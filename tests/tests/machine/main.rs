@@ -2,6 +2,7 @@
 //! own: what works on real guests works here too, and what no real guest does is done here.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod balloon;
 mod bars;
 mod block;
 mod devices;

@@ -4,21 +4,23 @@ use devices::virtio::virtq::testing::RawDescriptor;
 use proptest::prelude::*;
 use proptest::sample::select;
 use tests::driver::bus::MSIX;
-use tests::driver::{Driver, Machine, PciDevice, Way, block, entropy};
+use tests::driver::{Driver, Machine, PciDevice, Way, balloon, block, entropy};
 
-const DEVICES: [(&str, &str); 5] = [
+const DEVICES: [(&str, &str); 6] = [
     ("virtio-blk-pci", "path=null-co://,queues=2"),
     ("virtio-rng-pci", ""),
     ("virtio-blk-pci", "path=null-co://,disable-modern=on"),
     ("virtio-rng-pci-non-transitional", "modern-pio-notify=on"),
     ("virtio-blk-pci", "path=null-co://,vectors=0,read-zeroes=on"),
+    ("virtio-balloon-pci", "free-page-hint=on,free-page-reporting=on"),
 ];
 
-const WAYS: [&[Way]; 5] = [
+const WAYS: [&[Way]; 6] = [
     &Way::ALL,
     &Way::ALL,
     &[Way::Legacy],
     &[Way::Modern, Way::Window],
+    &Way::ALL,
     &Way::ALL,
 ];
 
@@ -195,10 +197,10 @@ proptest! {
             for way in 0..WAYS[device].len() {
                 let mut driver = driver(&machine, device, way);
                 driver.start();
-                if DEVICES[device].0.contains("blk") {
-                    block::read(&mut driver, 1, 512);
-                } else {
-                    entropy::fill(&mut driver, 16);
+                match DEVICES[device].0 {
+                    name if name.contains("blk") => drop(block::read(&mut driver, 1, 512)),
+                    name if name.contains("rng") => drop(entropy::fill(&mut driver, 16)),
+                    _ => balloon::name_pages(&mut driver, balloon::INFLATE, [0x10_0000]),
                 }
                 driver.wait_for_line();
                 prop_assert_eq!(driver.transport.isr(), 1);
