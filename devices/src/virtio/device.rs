@@ -127,6 +127,12 @@ pub trait Device: Send {
     /// The largest size of each queue.
     fn queue_sizes(&self) -> Vec<u16>;
 
+    /// The same for a driver that has accepted `features` so far; at most as many queues. For a
+    /// device whose queues depend on what its driver understands.
+    fn queue_sizes_for(&self, _features: u64) -> Vec<u16> {
+        self.queue_sizes()
+    }
+
     /// Bytes of device configuration, where it depends on the options; else the table's row says.
     fn config_len(&self) -> Option<u32> {
         None

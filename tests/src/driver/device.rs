@@ -34,7 +34,7 @@ impl Way {
 
 /// Features that a driver leaves alone unless told otherwise: NOTIFY_ON_EMPTY and EVENT_IDX, so that each completion
 /// interrupts, and bit 30, which nobody may accept.
-const LEFT_ALONE: u64 = 1 << 24 | 1 << 29 | 1 << 30;
+pub const LEFT_ALONE: u64 = 1 << 24 | 1 << 29 | 1 << 30;
 
 /// Bytes of RAM for each device.
 const AREA: u64 = 1 << 20;

@@ -27,7 +27,7 @@ pub mod net;
 pub mod serial;
 
 pub use bus::PciDevice;
-pub use device::{Driver, Way};
+pub use device::{Driver, LEFT_ALONE, Way};
 pub use machine::{Line, Machine};
 
 /// How long a device may take for what it was asked. Whoever waits that long waits for nothing.

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use devices::virtio::virtq::testing::Buffer;
 
-use super::{Driver, Machine, PATIENCE, Way, wait_for};
+use super::{Driver, LEFT_ALONE, Machine, PATIENCE, Way, wait_for};
 
 /// The receive queue of the first pair.
 pub const RX: u16 = 0;
@@ -42,10 +42,10 @@ impl<'m> Card<'m> {
         Self::on(Driver::of_first(machine, way))
     }
 
-    /// A driver that uses what is in `understood` of what the first device of `machine` offers.
-    pub fn with(machine: &'m Machine, way: Way, understood: u64) -> Self {
+    /// A driver that uses all that the first device of `machine` offers but feature `bit`.
+    pub fn without(machine: &'m Machine, way: Way, bit: u32) -> Self {
         let mut driver = Driver::bind(machine, machine.devices()[0], way);
-        driver.start_with(understood);
+        driver.start_with(!(LEFT_ALONE | 1 << bit));
         Self::on(driver)
     }
 
@@ -202,5 +202,15 @@ impl Cable {
         let mut frame = vec![0; u32::from_be_bytes(prefix) as usize];
         self.far.read_exact(&mut frame).expect("a frame");
         frame
+    }
+
+    /// Whether the device has read everything.
+    pub fn is_empty(&self) -> bool {
+        devices::sys::fd::unread_by_far_end(&self.far).is_ok_and(|bytes| bytes == 0)
+    }
+
+    /// Waits for the device to hang up; says whether it did, without a further frame.
+    pub fn is_closed(&mut self) -> bool {
+        matches!(self.far.read(&mut [0]), Ok(0) | Err(_))
     }
 }

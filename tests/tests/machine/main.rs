@@ -12,6 +12,7 @@ mod interrupts;
 mod life;
 mod mechanism1;
 mod net;
+mod net_control;
 mod random;
 mod rings;
 mod serial;

@@ -67,6 +67,10 @@ struct RunArgs {
     /// A disk: path=FILE or null-co://, format=raw|qcow2 and more, see 'innkeeper devices'; in the order of slots, several times
     #[arg(long, value_name = "OPTIONS")]
     disk: Vec<String>,
+    /// A network card and what it is plugged into: user, tap=NAME, socket=listen:ADDR|connect:ADDR|fd=N, dgram=ADDR,remote=ADDR, hub=N
+    /// or none, mac=, queues= and more, see 'innkeeper devices'; in the order of slots, several times
+    #[arg(long, value_name = "OPTIONS")]
+    net: Vec<String>,
     /// A source of random numbers; see 'innkeeper devices' for its options
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     rng: Vec<String>,

@@ -67,6 +67,7 @@ fn failure(error: StartError) -> Failure {
 }
 
 fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
+    let devices = devices(&args);
     let mut config = MachineConfig::new(args.kernel).cpus(args.cpus).memory(args.memory);
     config.initrd = args.initrd;
     config.command_line = with_console(args.append, args.serial != SerialTarget::None);
@@ -74,7 +75,7 @@ fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
     config.debug_exit = args.debug_exit;
     config.pci_resources = args.pci_resources.into();
     config.io_threads = args.iothread;
-    config.devices = devices(&args.disk, &args.rng, args.balloon.as_ref(), &args.device);
+    config.devices = devices;
     config.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     let serial = match args.serial {
         SerialTarget::Stdio => Console::stdio(std::io::IsTerminal::is_terminal(&std::io::stdin())),
@@ -86,17 +87,18 @@ fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
     Ok((config, serial.map_err(|error| Failure::Usage(error.to_string()))?))
 }
 
-/// Disks first, then sources of random numbers, the balloon, and what was named by its name: the order of their slots.
-fn devices(disks: &[String], rngs: &[String], balloon: Option<&String>, named: &[String]) -> Vec<DeviceConfig> {
+/// Disks first, then network cards, sources of random numbers, the balloon, and what was named by its name: the order of their slots.
+fn devices(args: &RunArgs) -> Vec<DeviceConfig> {
     let short = |name, implied| move |options: &String| DeviceConfig::parse(name, options, implied);
-    let named = named.iter().map(|text| {
+    let named = args.device.iter().map(|text| {
         let (name, options) = text.split_once(',').unwrap_or((text, ""));
         DeviceConfig::parse(name, options, None)
     });
-    let disks = disks.iter().map(short("virtio-blk-pci", Some("path")));
+    let disks = args.disk.iter().map(short("virtio-blk-pci", Some("path")));
     disks
-        .chain(rngs.iter().map(short("virtio-rng-pci", None)))
-        .chain(balloon.map(short("virtio-balloon-pci", None)))
+        .chain(args.net.iter().map(short("virtio-net-pci", None)))
+        .chain(args.rng.iter().map(short("virtio-rng-pci", None)))
+        .chain(args.balloon.iter().map(short("virtio-balloon-pci", None)))
         .chain(named)
         .collect()
 }

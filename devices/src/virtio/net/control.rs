@@ -149,7 +149,9 @@ fn set_offloads(card: &Card, number: u32, mut command: Reader<'_>) -> Result<(),
 /// Serves one chain. Returns the bytes written, or why there is no answer.
 fn serve(card: &Card, chain: &Chain) -> Result<u32, GuestFault> {
     let command = chain.reader();
+    // Nothing is done that cannot be answered.
     command.clone().skip(2)?;
+    chain.writer().skip(1)?;
     let answer = match carry_out(card, command) {
         Ok(()) => VIRTIO_NET_OK,
         Err(Refused) => VIRTIO_NET_ERR,

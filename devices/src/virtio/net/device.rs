@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
-use virtio_bindings::virtio_net::VIRTIO_NET_F_GSO;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GSO, VIRTIO_NET_F_MQ};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::{self, Opened};
@@ -140,6 +140,15 @@ impl Device for Net {
         let config = self.card.config();
         let mut sizes = [config.rx_queue_size, config.tx_queue_size].repeat(self.pairs.len());
         sizes.push(CONTROL_QUEUE_SIZE);
+        sizes
+    }
+
+    /// A driver that cannot use several pairs finds the control queue behind the first.
+    fn queue_sizes_for(&self, features: u64) -> Vec<u16> {
+        let mut sizes = self.queue_sizes();
+        if features & 1 << VIRTIO_NET_F_MQ == 0 {
+            sizes.drain(2..sizes.len().saturating_sub(1));
+        }
         sizes
     }
 

@@ -56,7 +56,7 @@ impl State {
             Register::DeviceFeature => word(self.offered().modern, registers.device_feature_select),
             Register::DriverFeatureSelect => registers.driver_feature_select,
             Register::DriverFeature => word(registers.driver_features, registers.driver_feature_select),
-            Register::NumQueues => self.queue_count().into(),
+            Register::NumQueues => self.visible_queues().into(),
             Register::ConfigGeneration => self.interrupts().generation().into(),
             Register::QueueEnable => queue.is_some_and(|queue| queue.enabled).into(),
             Register::QueueNotifyOff => registers.queue_select.into(),

@@ -133,7 +133,10 @@ pub(super) struct State {
     offered: Offered,
     config_len: u32,
     registers: Registers,
+    /// As many as the device ever has; those from `visible_queues` on are not there for this
+    /// driver.
     queues: Vec<Queue>,
+    visible_queues: u16,
     /// What the device was activated with.
     activated: Option<Negotiated>,
     /// Bus Master of the command register.
@@ -165,11 +168,13 @@ impl State {
             offered: parts.offered,
             config_len: parts.config_len,
             registers: Registers::default(),
+            visible_queues: 0,
             activated: None,
             bus_master: false,
             paused: false,
             faults: FaultLog::default(),
         };
+        state.lay_out_queues();
         let config = ConfigInterrupt::new(state.interrupts.clone());
         state.device.connect(config);
         Ok(state)
@@ -199,19 +204,55 @@ impl State {
         self.faults.record(fault);
     }
 
-    /// Number of queues.
+    /// Number of queues, with those that this driver does not see.
     pub(super) fn queue_count(&self) -> u16 {
         u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
     }
 
-    /// The doorbell of a queue.
+    /// Number of queues that there are for this driver.
+    pub(super) fn visible_queues(&self) -> u16 {
+        self.visible_queues
+    }
+
+    /// Gives the queues the number and sizes that they have for a driver with the features written
+    /// so far. A queue that becomes another one starts from nothing.
+    fn lay_out_queues(&mut self) {
+        let sizes = self.device.queue_sizes_for(self.negotiated().features);
+        self.visible_queues = u16::try_from(sizes.len()).unwrap_or(u16::MAX);
+        for (index, size) in (0..self.queue_count()).zip(sizes.into_iter().chain(std::iter::repeat(0))) {
+            let differs = |queue: &&Queue| queue.registers.config.max_size != size;
+            if self.queues.get(usize::from(index)).filter(differs).is_none() {
+                continue;
+            }
+            self.stop(index);
+            self.interrupts.set_queue_vector(index, NO_VECTOR);
+            if let Some(queue) = self.queues.get_mut(usize::from(index)) {
+                queue.registers = QueueRegisters::new(size);
+            }
+        }
+    }
+
+    /// A queue that there is for this driver.
+    fn queue(&self, index: u16) -> Option<&Queue> {
+        self.queues
+            .get(usize::from(index))
+            .filter(|_| index < self.visible_queues)
+    }
+
+    /// The same, to be changed.
+    fn queue_mut(&mut self, index: u16) -> Option<&mut Queue> {
+        let visible = index < self.visible_queues;
+        self.queues.get_mut(usize::from(index)).filter(|_| visible)
+    }
+
+    /// The doorbell of a queue, seen or not.
     pub(super) fn doorbell(&self, queue: u16) -> Option<&Arc<EventFd>> {
         self.queues.get(usize::from(queue)).map(|queue| &queue.kick)
     }
 
     /// What the driver wrote about the selected queue, if there is such a queue.
     pub(super) fn selected(&self) -> Option<&QueueConfig> {
-        let queue = self.queues.get(usize::from(self.registers.queue_select))?;
+        let queue = self.queue(self.registers.queue_select)?;
         Some(&queue.registers.config)
     }
 
@@ -219,7 +260,8 @@ impl State {
     /// enabled the queue yet. Anything else is a fault.
     pub(super) fn selected_for_setup(&mut self, register: Register) -> Option<&mut QueueConfig> {
         let queue = self.registers.queue_select;
-        match self.queues.get_mut(usize::from(queue)) {
+        let visible = queue < self.visible_queues;
+        match self.queues.get_mut(usize::from(queue)).filter(|_| visible) {
             Some(found) if !found.registers.config.enabled => Some(&mut found.registers.config),
             Some(_) => {
                 self.faults.record(TransportFault::QueueEnabled { register, queue });
@@ -267,6 +309,7 @@ impl State {
             self.fault(TransportFault::FeaturesNotOffered { bits: unknown.into() });
         }
         self.registers.driver_features = accepted.into();
+        self.lay_out_queues();
         self.follow();
     }
 
@@ -280,6 +323,7 @@ impl State {
             let shift = 32 * select;
             let other = self.registers.driver_features & !(u64::from(u32::MAX) << shift);
             self.registers.driver_features = other | u64::from(value) << shift;
+            self.lay_out_queues();
             self.follow();
         } else if value != 0 {
             // There are 64 feature bits.
@@ -342,7 +386,7 @@ impl State {
             return self.reset();
         }
         let index = self.registers.queue_select;
-        let Some(queue) = self.queues.get(usize::from(index)) else {
+        let Some(queue) = self.queue(index) else {
             let register = Register::QueuePfn;
             return self.fault(TransportFault::NoSuchQueue { register, queue: index });
         };
@@ -385,7 +429,7 @@ impl State {
             return self.fault(TransportFault::RingResetNotNegotiated { queue });
         }
         self.stop(queue);
-        let Some(found) = self.queues.get_mut(usize::from(queue)) else {
+        let Some(found) = self.queue_mut(queue) else {
             return self.fault(TransportFault::NoSuchQueue { register, queue });
         };
         found.registers = QueueRegisters::new(found.registers.config.max_size);
@@ -402,7 +446,7 @@ impl State {
     pub(super) fn write_queue_vector(&mut self, value: u32) {
         let (register, queue) = (Register::QueueVector, self.registers.queue_select);
         let vector = self.checked_vector(value);
-        match self.queues.get_mut(usize::from(queue)) {
+        match self.queue_mut(queue) {
             Some(found) => {
                 found.registers.config.vector = vector;
                 self.interrupts.set_queue_vector(queue, vector);
@@ -428,7 +472,7 @@ impl State {
     pub(super) fn kick(&mut self, queue: u32) {
         let doorbell = u16::try_from(queue)
             .ok()
-            .and_then(|queue| Some((queue, self.doorbell(queue)?)));
+            .and_then(|queue| Some((queue, &self.queue(queue)?.kick)));
         let Some((queue, doorbell)) = doorbell else {
             return self.fault(TransportFault::KickNowhere { queue });
         };
@@ -492,13 +536,17 @@ impl State {
 
     /// Takes back what [`Self::save`] gave.
     pub(super) fn restore(&mut self, state: &TransportState) -> Result<(), TransportStateError> {
+        self.stop_all();
+        let before = std::mem::replace(&mut self.registers, state.registers.clone());
+        self.lay_out_queues();
         let sizes = |registers: &QueueRegisters| registers.config.max_size;
         let ours = self.queues.iter().map(|queue| sizes(&queue.registers));
         if !ours.eq(state.queues.iter().map(sizes)) {
+            self.registers = before;
+            self.lay_out_queues();
+            self.follow();
             return Err(TransportStateError);
         }
-        self.stop_all();
-        self.registers = state.registers.clone();
         let vectors = self.interrupts.vectors();
         let known = |vector: u16| if vector < vectors { vector } else { NO_VECTOR };
         self.interrupts.restore(state.interrupts);
@@ -521,6 +569,7 @@ impl State {
         self.activated = None;
         self.interrupts.reset();
         self.registers = Registers::default();
+        self.lay_out_queues();
         for queue in &mut self.queues {
             queue.registers = QueueRegisters::new(queue.registers.config.max_size);
             // A kick of the driver before the reset is not for the one after it.
