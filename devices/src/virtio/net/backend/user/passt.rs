@@ -161,7 +161,8 @@ fn spawn(mut command: Command, socket: OwnedFd, arguments: &[String]) -> Result<
         .process_group(0);
     fd::keep(&mut command, socket);
     command.spawn().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => StartError::Missing,
+        // The second for a search path with a folder that this user may not look into.
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => StartError::Missing,
         _ => StartError::Host(error),
     })
 }
