@@ -3,6 +3,8 @@
 use devices::virtio::options::{ConfigError, Pairs, nearest};
 use serde_json::Value;
 
+use crate::qmp::json;
+
 /// Takes the value of the option `subject` apart. Where QEMU takes JSON too, so does this: a text that begins with a brace.
 ///
 /// # Errors
@@ -11,7 +13,7 @@ pub fn parse(subject: &str, text: &str, implied: Option<&str>) -> Result<Pairs, 
     if !text.starts_with('{') {
         return Ok(Pairs::parse(text, implied));
     }
-    let value = serde_json::from_str(text).map_err(|error| {
+    let value = json::from_text(text).map_err(|error| {
         ConfigError::refused(
             subject,
             format_args!("this is not JSON: {error}"),
@@ -38,7 +40,7 @@ pub fn from_json(subject: &str, value: &Value) -> Result<Pairs, ConfigError> {
     Ok(pairs)
 }
 
-/// As deep as serde_json reads, 128 levels.
+/// No deeper than [`json::MAX_NESTING`].
 fn flatten(key: String, value: &Value, pairs: &mut Pairs) {
     let below = |name: &str| {
         if key.is_empty() {
@@ -257,8 +259,14 @@ mod tests {
     }
 
     #[test]
+    fn strings_of_json_may_stand_in_single_quotes() {
+        let expected = expect(&[("driver", "virtio-rng-pci"), ("id", "r")]);
+        assert_eq!(pairs("{'driver': 'virtio-rng-pci', 'id': 'r'}"), expected);
+    }
+
+    #[test]
     fn what_is_not_json_is_refused() {
-        for text in ["{", "{}}", "{\"a\"}"] {
+        for text in ["{", "{}}", "{\"a\"}", "{} 1"] {
             assert!(
                 parse("-device", text, None)
                     .unwrap_err()

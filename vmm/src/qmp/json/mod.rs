@@ -36,6 +36,23 @@ pub enum JsonError {
     TooDeep,
 }
 
+/// Reads a text that is one value.
+///
+/// # Errors
+/// It is none, or something follows it.
+pub fn from_text(text: &str) -> Result<Value, JsonError> {
+    // What ends a number or a word at the end of the text.
+    let text = format!("{text}\n");
+    let mut rest = text.as_bytes();
+    let incomplete = || Err(JsonError::Syntax("the value is not complete".to_owned()));
+    let value = Stream::default().next(&mut rest).unwrap_or_else(incomplete)?;
+    if rest.trim_ascii().is_empty() {
+        Ok(value)
+    } else {
+        Err(JsonError::Syntax("something follows the value".to_owned()))
+    }
+}
+
 /// Takes bytes as they come and gives values, and errors in their places.
 ///
 /// An error drops what has been read of its value. After a byte that is in no token the input is skipped up to the next bracket, brace,
