@@ -1,16 +1,16 @@
-//! The signals that end a process politely, taken by one thread.
+//! The signals that end a process politely, and the one that tells of another size of the terminal, taken by one thread.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use vmm_sys_util::eventfd::EventFd;
 
-/// SIGTERM, SIGINT and SIGHUP, held back from the calling thread and every thread that it starts, and readable here.
+/// SIGTERM, SIGINT, SIGHUP and SIGWINCH, held back from the calling thread and every thread that it starts, and readable here.
 pub struct Signals {
     fd: OwnedFd,
 }
 
-const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+const TAKEN: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGWINCH];
 
 impl Signals {
     /// Holds the signals back from now on.
@@ -18,7 +18,7 @@ impl Signals {
     /// # Errors
     /// The kernel refused the mask or the descriptor.
     pub fn block() -> io::Result<Self> {
-        let set = vmm_sys_util::signal::create_sigset(&ENDING)?;
+        let set = vmm_sys_util::signal::create_sigset(&TAKEN)?;
         // SAFETY: the set is initialised and the call only reads it.
         let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
         if error != 0 {
@@ -34,8 +34,9 @@ impl Signals {
         Ok(Self { fd })
     }
 
-    /// Waits for a signal and returns its number; `None` when `event` came first.
-    pub fn wait_unless(&self, event: &EventFd) -> Option<libc::c_int> {
+    /// Waits for a signal that ends the process and returns its number; `None` when `event` came first. Calls `resized` whenever the
+    /// terminal has another size.
+    pub fn wait_unless(&self, event: &EventFd, mut resized: impl FnMut()) -> Option<libc::c_int> {
         let wanted = |fd| libc::pollfd {
             fd,
             events: libc::POLLIN,
@@ -47,7 +48,10 @@ impl Signals {
             let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
             match ready {
                 1.. if fds[0].revents != 0 => return None,
-                1.. => return self.read(),
+                1.. => match self.read() {
+                    Some(libc::SIGWINCH) => resized(),
+                    signal => return signal,
+                },
                 _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
                 _ => return None,
             }

@@ -111,6 +111,8 @@ pub const OPTIONS: &[OptionSpec] = &[
         "number of an inherited descriptor",
     ),
     OptionSpec::new("size", OptionKind::Size, "bytes that ringbuf keeps").or(RING_SIZE),
+    OptionSpec::new("nodelay", OptionKind::Flag, "always so: TCP sends what there is").or("on"),
+    OptionSpec::new("signal", OptionKind::Flag, "always so: keys on stdio go to the guest").or("off"),
     OptionSpec::new("escapes", OptionKind::Flag, "Ctrl-A is an escape on stdio").or("off"),
 ];
 

@@ -129,7 +129,8 @@ impl<'m> Serial<'m> {
     pub fn start(&mut self, understood: u64) {
         let rings = 1 << 32 | 1 << 28;
         self.driver.start_with(understood | rings);
-        self.next = self.driver.data().next_multiple_of(0x1000);
+        // What is said lies in front of everything else.
+        self.next = self.driver.data() + 0x1000;
         self.posted.clear();
         if self.driver.features & feature::MULTIPORT != 0 {
             for _ in 0..16 {
@@ -220,7 +221,6 @@ impl<'m> Serial<'m> {
     pub fn tell_bytes(&mut self, bytes: &[u8]) {
         let at = self.driver.data();
         self.driver.machine().set_bytes(at, bytes);
-        self.next = self.next.max(at + 0x1000);
         let used = self
             .driver
             .request(FROM_DRIVER, &[Buffer::readable(at, bytes.len() as u32)]);

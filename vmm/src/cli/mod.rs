@@ -2,6 +2,7 @@
 
 mod check;
 mod exit;
+mod ports;
 mod run;
 mod terminal;
 
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use devices::virtio::options::Pairs;
 
 use crate::config::{DEBUG_EXIT_PORT, PciResources, parse_size};
 
@@ -39,7 +41,7 @@ struct RunArgs {
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// Kernel command line; console=ttyS0 is added when it names no console
+    /// Kernel command line; console=ttyS0, or hvc0, is added when it names no console
     #[arg(
         long,
         value_name = "STRING",
@@ -54,9 +56,15 @@ struct RunArgs {
     /// Guest memory: a number of MiB, or with K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = |text: &str| parse_size(text))]
     memory: u64,
-    /// The first serial port: stdio, none, pty, file=PATH or socket=PATH
-    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_serial)]
-    serial: SerialTarget,
+    /// The first serial port: stdio, none, pty, file=PATH or socket=PATH [default: stdio, or none with --console stdio]
+    #[arg(long, value_name = "WHERE", value_parser = parse_serial)]
+    serial: Option<SerialTarget>,
+    /// A console on virtio, /dev/hvc0 in the guest: stdio, null, pty, file=PATH, socket=PATH or fd=N; several times
+    #[arg(long, value_name = "WHERE", value_parser = ports::parse_console)]
+    console: Vec<Pairs>,
+    /// A port, /dev/virtio-ports/NAME in the guest: name=NAME[,socket=PATH|,pty|,file=PATH|,fd=N]; several times
+    #[arg(long, value_name = "OPTIONS", value_parser = ports::parse_port)]
+    port: Vec<Pairs>,
     /// A reset by the guest ends the process (exit status 3)
     #[arg(long)]
     no_reboot: bool,
@@ -111,6 +119,20 @@ impl From<ResourcesArg> for PciResources {
             ResourcesArg::Firmware => Self::Firmware,
             ResourcesArg::Guest => Self::Guest,
         }
+    }
+}
+
+impl RunArgs {
+    /// Where the serial port leads to.
+    fn serial(&self) -> SerialTarget {
+        let taken = self.console.iter().any(ports::is_stdio);
+        let default = if taken { SerialTarget::None } else { SerialTarget::Stdio };
+        self.serial.clone().unwrap_or(default)
+    }
+
+    /// Whether the guest has this process' terminal, if there is one.
+    fn has_terminal(&self) -> bool {
+        self.serial() == SerialTarget::Stdio || self.console.iter().any(ports::is_stdio)
     }
 }
 
@@ -222,10 +244,23 @@ mod tests {
     fn a_kernel_alone_is_enough() {
         let args = run_args(&["bzImage"]).unwrap();
         assert_eq!(
-            (args.cpus, args.memory, args.serial),
+            (args.cpus, args.memory, args.serial()),
             (1, 512 << 20, SerialTarget::Stdio)
         );
         assert_eq!(args.debug_exit, None);
+    }
+
+    #[test]
+    fn a_console_on_standard_output_takes_it_from_the_serial_port() {
+        let serial = |args: &[&str]| run_args(args).unwrap().serial();
+        assert_eq!(serial(&["k", "--console", "stdio"]), SerialTarget::None);
+        assert_eq!(serial(&["k", "--console", "pty"]), SerialTarget::Stdio);
+        assert_eq!(
+            serial(&["k", "--console", "stdio", "--serial", "pty"]),
+            SerialTarget::Pty
+        );
+        let both = run_args(&["k", "--console=stdio", "--console=null", "--port=name=x,pty"]).unwrap();
+        assert_eq!((both.console.len(), both.port.len()), (2, 1));
     }
 
     #[test]

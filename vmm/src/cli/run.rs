@@ -2,32 +2,39 @@
 
 use std::process::ExitCode;
 
+use devices::virtio::console::{PortKind, SerialControl};
+
 use super::exit::{self, Failure};
-use super::terminal::RawMode;
-use super::{RunArgs, SerialTarget};
+use super::terminal::{self, RawMode};
+use super::{RunArgs, SerialTarget, ports};
 use crate::config::{DeviceConfig, MachineConfig};
 use crate::machine::console::Console;
-use crate::machine::{Machine, Outcome, StartError};
+use crate::machine::inventory::Inventory;
+use crate::machine::{Machine, Outcome, StartError, serial_buses};
 use crate::signals::Signals;
 
 /// Launches the guest and waits for its end.
 pub fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let stats_wanted = args.stats;
-    let on_terminal = args.serial == SerialTarget::Stdio;
+    let on_terminal = args.has_terminal();
+    let on_stdio = args.serial() == SerialTarget::Stdio;
     let (config, serial) = resolve(*args)?;
-    if !on_terminal && serial.description() != "none" {
+    if !on_stdio && serial.description() != "none" {
         eprintln!("innkeeper: serial port on {}", serial.description());
     }
     // Before any thread exists, so that all of them leave these signals to this one.
     let signals = Signals::block().map_err(|error| Failure::Host(format!("signals: {error}")))?;
     let machine = Machine::new(config, serial).map_err(failure)?;
+    let consoles = Consoles::of(machine.inventory());
+    consoles.announce();
+    consoles.resize();
     let raw = on_terminal.then(RawMode::enter).flatten();
     let guest = machine.start().map_err(failure)?;
 
     let ended = guest
         .ended()
         .map_err(|error| Failure::Host(format!("event descriptor: {error}")))?;
-    let signal = signals.wait_unless(&ended);
+    let signal = signals.wait_unless(&ended, || consoles.resize());
     if signal.is_some() {
         guest.stop();
     }
@@ -68,17 +75,22 @@ fn failure(error: StartError) -> Failure {
 
 fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
     let devices = devices(&args);
+    let (serial, hvc) = (args.serial(), !args.console.is_empty());
     let mut config = MachineConfig::new(args.kernel).cpus(args.cpus).memory(args.memory);
     config.initrd = args.initrd;
-    config.command_line = with_console(args.append, args.serial != SerialTarget::None);
+    let named_console = match serial {
+        SerialTarget::None => hvc.then_some("hvc0"),
+        _ => Some("ttyS0"),
+    };
+    config.command_line = with_console(args.append, named_console);
     config.end_at_reset = args.no_reboot;
     config.debug_exit = args.debug_exit;
     config.pci_resources = args.pci_resources.into();
     config.io_threads = args.iothread;
     config.devices = devices;
     config.validate().map_err(|error| Failure::Usage(error.to_string()))?;
-    let serial = match args.serial {
-        SerialTarget::Stdio => Console::stdio(std::io::IsTerminal::is_terminal(&std::io::stdin())),
+    let serial = match serial {
+        SerialTarget::Stdio => Console::stdio(stdio_is_terminal()),
         SerialTarget::None => Ok(Console::none()),
         SerialTarget::Pty => Console::pty(),
         SerialTarget::File(path) => Console::file(&path),
@@ -95,24 +107,72 @@ fn devices(args: &RunArgs) -> Vec<DeviceConfig> {
         DeviceConfig::parse(name, options, None)
     });
     let disks = args.disk.iter().map(short("virtio-blk-pci", Some("path")));
-    disks
+    let short = disks
         .chain(args.net.iter().map(short("virtio-net-pci", None)))
         .chain(args.rng.iter().map(short("virtio-rng-pci", None)))
-        .chain(args.balloon.iter().map(short("virtio-balloon-pci", None)))
-        .chain(named)
-        .collect()
+        .chain(args.balloon.iter().map(short("virtio-balloon-pci", None)));
+    let mut devices: Vec<_> = short.collect();
+    let first_named = devices.len();
+    devices.extend(named);
+    ports::add_to(
+        &mut devices,
+        first_named,
+        &args.console,
+        &args.port,
+        stdio_is_terminal(),
+    );
+    devices
 }
 
-/// The command line, with a console on the serial port when there is one and the user named none.
-fn with_console(mut command_line: String, serial: bool) -> String {
+fn stdio_is_terminal() -> bool {
+    std::io::IsTerminal::is_terminal(&std::io::stdin())
+}
+
+/// The command line, with the console `name` when there is one and the user named none.
+fn with_console(mut command_line: String, name: Option<&str>) -> String {
     let named = command_line.split_whitespace().any(|word| word.starts_with("console="));
-    if serial && !named {
+    if let Some(name) = name.filter(|_| !named) {
         if !command_line.is_empty() {
             command_line.push(' ');
         }
-        command_line.push_str("console=ttyS0");
+        command_line.push_str("console=");
+        command_line.push_str(name);
     }
     command_line
+}
+
+/// The consoles and ports of the machine, for the user.
+struct Consoles(Vec<SerialControl>);
+
+impl Consoles {
+    fn of(inventory: &Inventory) -> Self {
+        Self(serial_buses(inventory).collect())
+    }
+
+    /// Says where those lead to that the user cannot know.
+    fn announce(&self) {
+        for (number, port) in self.0.iter().flat_map(SerialControl::ports) {
+            if let Some(far) = port.far.filter(|far| far.starts_with("pseudo-terminal")) {
+                let name = port.name.or(port.id).unwrap_or_else(|| number.to_string());
+                let kind = match port.kind {
+                    PortKind::Console => "console",
+                    PortKind::Plain => "port",
+                };
+                eprintln!("innkeeper: {kind} {name} on {far}");
+            }
+        }
+    }
+
+    /// Tells the guest how large the terminal is.
+    fn resize(&self) {
+        let Some(size) = terminal::size() else { return };
+        for control in &self.0 {
+            let ports = control.ports().into_iter();
+            ports
+                .filter(|(_, port)| port.on_stdio)
+                .for_each(|(number, _)| control.resize(number, size));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -121,9 +181,12 @@ mod tests {
 
     #[test]
     fn a_console_is_added_only_when_none_is_named() {
-        assert_eq!(with_console(String::new(), true), "console=ttyS0");
-        assert_eq!(with_console("quiet".into(), true), "quiet console=ttyS0");
-        assert_eq!(with_console("console=hvc0 quiet".into(), true), "console=hvc0 quiet");
-        assert_eq!(with_console("quiet".into(), false), "quiet");
+        assert_eq!(with_console(String::new(), Some("ttyS0")), "console=ttyS0");
+        assert_eq!(with_console("quiet".into(), Some("hvc0")), "quiet console=hvc0");
+        assert_eq!(
+            with_console("console=hvc0 quiet".into(), Some("ttyS0")),
+            "console=hvc0 quiet"
+        );
+        assert_eq!(with_console("quiet".into(), None), "quiet");
     }
 }

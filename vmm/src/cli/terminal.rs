@@ -3,6 +3,8 @@
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 
+use devices::virtio::console::Size;
+
 /// The terminal's settings before we changed them, while they are changed. One for the process, like the terminal itself.
 static SAVED: Mutex<Option<libc::termios>> = Mutex::new(None);
 
@@ -41,6 +43,15 @@ pub fn restore() {
     if let Some(settings) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take() {
         apply(&settings);
     }
+}
+
+/// Columns and rows of the terminal that standard output is; `None` if it is none.
+pub fn size() -> Option<Size> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    Some(Size {
+        columns: size.ws_col,
+        rows: size.ws_row,
+    })
 }
 
 /// A panic restores the terminal before its message is printed.

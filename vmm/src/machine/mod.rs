@@ -12,6 +12,7 @@ mod main_loop;
 pub mod remote;
 mod serial_feed;
 mod stats;
+mod terminal_keys;
 pub mod wiring;
 
 use std::io;
@@ -28,6 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub use control::RunState;
 pub use fixed::FIXED_FUNCTIONS;
 pub use stats::{ExitKind, Stats};
+pub use terminal_keys::serial_buses;
 
 use self::board::Board;
 use self::clock::KvmClock;
@@ -178,8 +180,10 @@ impl Machine {
         let remote = Remote::new(vcpus.len(), inventory, platform.events.clone(), policy)
             .map_err(StartError::host("event descriptor"))?
             .with_clockwork(KvmClock::new(Arc::clone(vm.fd())));
+        let remote = Arc::new(remote);
+        terminal_keys::obey(&remote);
         let shared = Arc::new(Shared {
-            remote: Arc::new(remote),
+            remote,
             serial: Arc::clone(&platform.serial),
             entry: Mutex::default(),
             created,
@@ -203,6 +207,11 @@ impl Machine {
             vcpus,
             main_loop,
         })
+    }
+
+    /// What is plugged in.
+    pub fn inventory(&self) -> &Inventory {
+        self.shared.remote.inventory()
     }
 
     /// Loads the kernel and lets the CPUs run.

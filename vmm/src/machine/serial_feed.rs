@@ -7,12 +7,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use devices::chardev::{Escape, EscapeFilter};
 use devices::platform::Serial;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Shared;
-use super::console::{ESCAPE_HELP, Escape, EscapeFilter, Input, SharedClient, read_some};
+use super::console::{ESCAPE_HELP, Input, SharedClient, read_some};
 use super::events::Cause;
 use super::fixed::Platform;
 

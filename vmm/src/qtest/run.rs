@@ -90,7 +90,7 @@ pub fn run(config: QtestConfig, signals: &Signals, started: impl FnOnce() -> io:
     }
     started().map_err(RunError::Started)?;
     while remote.outcome().is_none() {
-        match signals.wait_unless(remote.wake()) {
+        match signals.wait_unless(remote.wake(), || ()) {
             Some(_) => remote.quit(Cause::HostSignal),
             None => machine.attend(),
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use super::mailbox::{Mailbox, Request};
 use super::message::Size;
 use super::port::{Port, PortConfig, PortKind};
-use crate::chardev::{Chardev, Escape, RingBuffer};
+use crate::chardev::{Chardev, ChardevConfig, Escape, RingBuffer};
 use crate::virtio::device::ConfigInterrupt;
 use crate::virtio::options::ConfigError;
 
@@ -67,6 +67,8 @@ pub struct PortInfo {
     pub name: Option<String>,
     /// What it leads to, for people; of a pseudo-terminal the file to open.
     pub far: Option<String>,
+    /// It leads to this process' standard input and output.
+    pub on_stdio: bool,
     /// The bytes that went to it, if it leads to a ring.
     pub ring: Option<RingBuffer>,
 }
@@ -143,6 +145,7 @@ impl SerialControl {
             id: config.id.clone(),
             name: config.name.clone(),
             far: far.as_ref().map(|far| far.description().to_owned()),
+            on_stdio: matches!(config.far, Some(ChardevConfig::Stdio { .. })),
             ring: far.as_ref().and_then(Chardev::ring),
         };
         let port = Box::new(Port::new(config, number, far));
@@ -174,7 +177,8 @@ impl SerialControl {
             self.0.size.store(packed, Ordering::Relaxed);
             self.tell_config();
         }
-        self.0.mailbox.post(Request::Resize(port, size));
+        // A device that is gone has no size.
+        let _ = self.0.mailbox.ask(|done| Request::Resize(port, size, done));
     }
 
     /// Calls `listener` for each event from now on, on the I/O thread of the device: it must not wait for anything.
@@ -236,6 +240,7 @@ mod tests {
             id: None,
             name: None,
             far: None,
+            on_stdio: false,
             ring: None,
         }
     }

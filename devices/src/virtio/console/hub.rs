@@ -10,7 +10,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::control::{Listeners, SerialEvent};
 use super::lane::Lane;
-use super::mailbox::{Mailbox, Request};
+use super::mailbox::{Answer, Mailbox, Request};
 use super::message::{Event, FromDriver, HEADER_BYTES, Outbox, Size, ToDriver};
 use super::port::{Port, PortKind};
 use super::queue::{Queue, Role};
@@ -40,12 +40,16 @@ pub(super) struct Hub {
     to_driver: Option<Queue>,
     from_driver: Option<Queue>,
     outbox: Outbox,
+    /// Messages went about since the thread slept.
+    talking: bool,
     multiport: bool,
     /// The driver has said that it is ready for messages.
     listening: bool,
     sizes: Vec<(u32, Size)>,
     /// Far ends of ports that are no more, open until they are no longer watched.
     departed: Vec<Chardev>,
+    /// Who waits for that.
+    removed: Vec<Answer<()>>,
     sources_changed: bool,
     timer: TimerFd,
     ticking: bool,
@@ -61,10 +65,12 @@ impl Hub {
             to_driver: None,
             from_driver: None,
             outbox: Outbox::default(),
+            talking: false,
             multiport: false,
             listening: false,
             sizes: Vec::new(),
             departed: Vec::new(),
+            removed: Vec::new(),
             sources_changed: false,
             timer: TimerFd::new().map_err(io::Error::from)?,
             ticking: false,
@@ -100,9 +106,14 @@ impl Hub {
             }
             Request::Remove(number, done) => {
                 self.remove_port(number);
+                // Its far end is closed only when it is no longer watched.
+                self.removed.push(done);
+                self.sources_changed = true;
+            }
+            Request::Resize(number, size, done) => {
+                self.resize(number, size);
                 let _ = done.send(());
             }
-            Request::Resize(number, size) => self.resize(number, size),
         }
     }
 
@@ -147,6 +158,10 @@ impl Hub {
             self.guest_opened(number, false);
             if let Some(lane) = self.lanes.get_mut(number as usize) {
                 lane.reset();
+            }
+            // Whoever has gone while the guest listened is not waited for any more.
+            if self.port(number).is_some() {
+                self.serve(number);
             }
         }
     }
@@ -262,6 +277,7 @@ impl Hub {
 
     /// Exchanges messages with the driver, for as long as it takes ours.
     fn serve_messages(&mut self) {
+        self.talking = true;
         self.send();
         let Some(queue) = &mut self.from_driver else { return };
         queue.disable_notify();
@@ -294,9 +310,9 @@ impl Hub {
                     self.outbox.added(number);
                 }
             }
-            Event::DeviceReady => tracing::warn!("virtio-serial: the driver failed to set the device up"),
+            Event::DeviceReady => tracing::debug!("virtio-serial: the driver failed to set the device up"),
             Event::PortReady if value != 0 => self.introduce(number),
-            Event::PortReady => tracing::warn!("virtio-serial: the driver failed to set port {number} up"),
+            Event::PortReady => tracing::debug!("virtio-serial: the driver failed to set port {number} up"),
             Event::PortOpen => {
                 self.guest_opened(number, value != 0);
                 self.serve(number);
@@ -338,7 +354,21 @@ impl Hub {
         queue.publish();
     }
 
+    /// Asks to be kicked for messages, and for room for them. Returns whether there is some already.
+    fn expect_messages(&mut self) -> bool {
+        let mut more = false;
+        if !self.outbox.is_full() {
+            more |= self.from_driver.as_mut().is_some_and(Queue::enable_notify);
+        }
+        if self.outbox.first().is_some() {
+            more |= self.to_driver.as_mut().is_some_and(Queue::enable_notify);
+        }
+        more
+    }
+
     fn tick(&mut self) {
+        // It has run out; whoever still wants it sets it again.
+        self.ticking = false;
         let wanting = self.lanes.iter_mut().zip(0..);
         let wanting: Vec<u32> = wanting
             .filter_map(|(lane, number)| {
@@ -361,7 +391,7 @@ impl Hub {
             return;
         }
         let set = if needed {
-            self.timer.reset(TICK, Some(TICK))
+            self.timer.reset(TICK, None)
         } else {
             self.timer.clear()
         };
@@ -407,6 +437,9 @@ impl Worker for Hub {
     fn sources_taken(&mut self) {
         self.sources_changed = false;
         self.departed.clear();
+        for done in self.removed.drain(..) {
+            let _ = done.send(());
+        }
         let ports = self.lanes.iter_mut().filter_map(|lane| lane.port.as_mut());
         ports
             .filter_map(|port| port.far.as_mut())
@@ -452,26 +485,23 @@ impl Worker for Hub {
     }
 
     fn before_sleep(&mut self) -> bool {
+        // The thread serves others too; most of the time there is nothing to do.
+        if self.awake.is_empty() && !self.talking {
+            return false;
+        }
         let mut more = false;
         let lanes = &mut self.lanes;
-        if !self.awake.is_empty() {
-            self.awake.retain(|&number| {
-                let lane = lanes.get_mut(number as usize);
-                lane.is_some_and(|lane| {
-                    lane.awake = lane.prepare_sleep();
-                    more |= lane.awake;
-                    lane.awake
-                })
-            });
-        }
-        if !self.outbox.is_full() {
-            more |= self.from_driver.as_mut().is_some_and(Queue::enable_notify);
-        }
-        if self.outbox.first().is_some() {
-            more |= self.to_driver.as_mut().is_some_and(Queue::enable_notify);
-        }
+        self.awake.retain(|&number| {
+            let lane = lanes.get_mut(number as usize);
+            lane.is_some_and(|lane| {
+                lane.awake = lane.prepare_sleep();
+                more |= lane.awake;
+                lane.awake
+            })
+        });
+        self.talking = self.expect_messages();
         self.set_timer();
-        more
+        more || self.talking
     }
 
     fn panicked(&mut self) {

@@ -32,7 +32,7 @@ pub(super) enum Request {
     /// A port goes.
     Remove(u32, Answer<()>),
     /// A console has another size.
-    Resize(u32, Size),
+    Resize(u32, Size, Answer<()>),
 }
 
 /// Bytes of emergency output that may wait.
