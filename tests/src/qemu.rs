@@ -44,7 +44,7 @@ pub fn run(config: &MachineConfig, more: &[&str]) -> Result<Report, Error> {
             &config.cpus.to_string(),
         ])
         .arg("-kernel")
-        .arg(&config.kernel)
+        .args(&config.kernel)
         .args(["-append", &config.command_line])
         .args(more)
         .stdin(Stdio::null());

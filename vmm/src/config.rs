@@ -22,8 +22,8 @@ pub enum PciResources {
 /// A machine with a kernel to boot.
 #[derive(Clone, Debug)]
 pub struct MachineConfig {
-    /// A bzImage or an ELF vmlinux.
-    pub kernel: PathBuf,
+    /// A bzImage or an ELF vmlinux; a machine with a processor needs one.
+    pub kernel: Option<PathBuf>,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
@@ -32,6 +32,8 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// Bytes of guest memory, whole MiB, at least 32.
     pub memory: u64,
+    /// Other processes can map guest memory: it is a file. Private memory is faster.
+    pub shared_memory: bool,
     /// A reset by the guest ends the machine instead of starting it again.
     pub end_at_reset: bool,
     /// A guest that switches itself off leaves the machine standing until somebody ends or resets it (QEMU's `-no-shutdown`).
@@ -107,6 +109,9 @@ pub enum ConfigError {
     /// The size of guest memory
     #[error(transparent)]
     Memory(#[from] LayoutError),
+    /// No kernel
+    #[error("no kernel is named, and there is no firmware that would look for one on a disk")]
+    NoKernel,
     /// The size's text
     #[error("'{0}' is not a size; write a number with K, M, G or T behind it, such as 512M (a bare number is MiB)")]
     Size(String),
@@ -116,11 +121,20 @@ impl MachineConfig {
     /// One CPU, 512 MiB, and no command line.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self {
-            kernel: kernel.into(),
+            kernel: Some(kernel.into()),
+            ..Self::without_kernel()
+        }
+    }
+
+    /// The same without a kernel: for a machine without a processor, which a test drives.
+    pub fn without_kernel() -> Self {
+        Self {
+            kernel: None,
             initrd: None,
             command_line: String::new(),
             cpus: 1,
             memory: DEFAULT_MEMORY,
+            shared_memory: false,
             end_at_reset: false,
             keep_at_shutdown: false,
             reset_at_triple_fault: false,

@@ -1,11 +1,14 @@
 //! The command line: what the user says, made into calls of the library.
 
 mod check;
+mod daemon;
 mod exit;
 mod ports;
+mod qemu;
 mod run;
 mod terminal;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -31,6 +34,13 @@ enum Command {
     Check(CheckArgs),
     /// List the devices that a guest can have
     Devices,
+    /// Take QEMU's options: innkeeper qemu -- -kernel bzImage -nographic ...
+    #[command(disable_help_flag = true)]
+    Qemu {
+        /// As for qemu-system-x86_64; -help lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<OsString>,
+    },
 }
 
 /// The options of `innkeeper run`.
@@ -168,6 +178,11 @@ fn parse_port(text: &str) -> Result<u16, String> {
 /// The whole program: reads the arguments of the process, does what they say, and answers with the documented exit status.
 pub fn main() -> ExitCode {
     terminal::restore_on_panic();
+    let mut words = std::env::args_os();
+    let program = words.next().unwrap_or_default();
+    if qemu::is_called_by(&program.to_string_lossy()) {
+        return qemu::run(words);
+    }
     let result = match Cli::try_parse() {
         Ok(Cli {
             command: Command::Run(args),
@@ -178,6 +193,9 @@ pub fn main() -> ExitCode {
         Ok(Cli {
             command: Command::Devices,
         }) => Ok(devices()),
+        Ok(Cli {
+            command: Command::Qemu { options },
+        }) => Ok(qemu::run(options)),
         Err(error) if error.use_stderr() => Err(exit::Failure::Usage(one_line(&error))),
         Err(help) => {
             // Help goes to standard output; a reader that has gone is no failure of ours.

@@ -28,7 +28,7 @@ pub fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let consoles = Consoles::of(machine.inventory());
     consoles.announce();
     consoles.resize();
-    let raw = on_terminal.then(RawMode::enter).flatten();
+    let raw = on_terminal.then(|| RawMode::enter(false)).flatten();
     let guest = machine.start().map_err(failure)?;
 
     let ended = guest

@@ -13,7 +13,8 @@ pub struct RawMode(());
 
 impl RawMode {
     /// Switches standard input to raw mode if it is a terminal. Output processing stays on, so that our own lines look right.
-    pub fn enter() -> Option<Self> {
+    /// With `signals`, Ctrl-C and its like still end this process.
+    pub fn enter(signals: bool) -> Option<Self> {
         if !std::io::stdin().is_terminal() {
             return None;
         }
@@ -27,6 +28,9 @@ impl RawMode {
         // SAFETY: the pointer is valid for the call.
         unsafe { libc::cfmakeraw(&raw mut settings) };
         settings.c_oflag |= libc::OPOST;
+        if signals {
+            settings.c_lflag |= libc::ISIG;
+        }
         apply(&settings);
         Some(Self(()))
     }

@@ -49,6 +49,14 @@ pub enum ConsoleError {
         /// Why.
         source: io::Error,
     },
+    /// The socket of somebody else
+    #[error("serial socket '{path}': {source}; start the program that listens there first")]
+    Connect {
+        /// As the user gave it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The pseudo-terminal
     #[error("serial pty: {0}; /dev/pts must be mounted")]
     Pty(io::Error),
@@ -130,6 +138,42 @@ impl Console {
             output: Box::new(output),
             input: Input::Listener(listener, client),
             description,
+        })
+    }
+
+    /// Waits until the first client of a [`Self::socket`] is there; `path` is for messages.
+    ///
+    /// # Errors
+    /// The host refused.
+    pub fn wait_for_client(self, path: &Path) -> Result<Self, ConsoleError> {
+        if let Input::Listener(listener, client) = &self.input {
+            let error = |source| ConsoleError::Socket {
+                path: path.into(),
+                source,
+            };
+            listener.set_nonblocking(false).map_err(error)?;
+            let (stream, _) = listener.accept().map_err(error)?;
+            listener.set_nonblocking(true).map_err(error)?;
+            *client.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        }
+        Ok(self)
+    }
+
+    /// Connects to the socket at `path`, where somebody listens.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub fn connect(path: &Path) -> Result<Self, ConsoleError> {
+        let error = |source| ConsoleError::Connect {
+            path: path.into(),
+            source,
+        };
+        let output = UnixStream::connect(path).map_err(error)?;
+        let input = File::from(OwnedFd::from(output.try_clone().map_err(error)?));
+        Ok(Self {
+            output: Box::new(output),
+            input: Input::Stream(input),
+            description: format!("UNIX socket {}", path.display()),
         })
     }
 

@@ -160,9 +160,7 @@ impl Machine {
         let boot = boot_config(&config, &layout)?;
         let kvm = kvm::open()?;
         let vm = Vm::new(&kvm)?;
-        // Private memory gets huge pages on every host; shared memory only where the host allows it, which few do, and costs eight
-        // times the exits until init where not. No backend of another process needs to see it yet.
-        let ram = Ram::new(layout, Backing::Private)?;
+        let ram = Ram::new(layout, Backing::of(&config))?;
         vm.map(ram.memory())?;
         let vcpus = create_cpus(&kvm, &vm, &ram, config.cpus)?;
 
@@ -266,7 +264,7 @@ impl Machine {
 
 fn boot_config(config: &MachineConfig, layout: &Layout) -> Result<BootConfig, StartError> {
     Ok(BootConfig {
-        kernel: Image::kernel(&config.kernel)?,
+        kernel: Image::kernel(config.kernel.as_ref().ok_or(ConfigError::NoKernel)?)?,
         initrd: config.initrd.as_ref().map(Image::initrd).transpose()?,
         command_line: config.command_line.clone(),
         layout: *layout,

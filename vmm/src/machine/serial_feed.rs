@@ -45,7 +45,12 @@ impl SerialFeed {
             Input::None => return None,
             Input::Stream(file) => Source::Stream(file),
             Input::Terminal(file) => Source::Terminal(file, EscapeFilter::default()),
-            Input::Listener(listener, client) => Source::Listener(listener, client, None),
+            Input::Listener(listener, client) => {
+                let waited_for = client.lock().unwrap_or_else(PoisonError::into_inner);
+                let first = waited_for.as_ref().and_then(|client| client.try_clone().ok());
+                drop(waited_for);
+                Source::Listener(listener, client, first)
+            }
         };
         Some(Self {
             shared: Arc::clone(shared),

@@ -15,6 +15,7 @@ use vm_memory::{
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use super::{GuestMemory, Layout};
+use crate::config::MachineConfig;
 
 /// Size and alignment of a transparent huge page on x86-64.
 const HUGE_PAGE: usize = 2 << 20;
@@ -29,6 +30,18 @@ pub enum Backing {
     Shared,
     /// Anonymous memory of this process. Huge pages wherever the host has not switched them off.
     Private,
+}
+
+impl Backing {
+    /// What `config` asks for. Private memory gets huge pages on every host; shared memory only where the host allows it,
+    /// which few do, and costs eight times the exits until init where not.
+    pub fn of(config: &MachineConfig) -> Self {
+        if config.shared_memory {
+            Self::Shared
+        } else {
+            Self::Private
+        }
+    }
 }
 
 /// Guest RAM could not be had from the host.

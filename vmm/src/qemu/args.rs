@@ -1,10 +1,12 @@
 //! The words of QEMU's command line: which options there are, what each takes, and what becomes of it here. The table also makes
 //! `-help` and the manual.
 
+mod group;
 mod table;
 
 use devices::virtio::options::{ConfigError, nearest};
 
+pub use group::Group;
 pub use table::SECTIONS;
 
 /// A part of the manual.
@@ -56,13 +58,12 @@ pub enum Opt {
     Append,
     Audiodev,
     Bios,
-    Blockdev,
-    Chardev,
+    Boot,
     Cpu,
     Daemonize,
-    Device,
     Display,
-    Drive,
+    /// One of what can be there several times.
+    Each(Group),
     Echr,
     EnableKvm,
     Global,
@@ -71,18 +72,13 @@ pub enum Opt {
     Kernel,
     Machine,
     Memory,
-    Mon,
     Monitor,
     Name,
     Net,
-    Netdev,
-    Nic,
     NoReboot,
     NoShutdown,
     NoDefaults,
     NoGraphic,
-    Numa,
-    Object,
     Overcommit,
     Parallel,
     Paused,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use devices::virtio::options::{ConfigError, Pairs};
 
-use super::{drive, properties};
+use super::{drive, lines, network, objects, properties};
 use crate::config::DeviceConfig;
 
 /// Options by the name that the user gave the thing.
@@ -14,11 +14,11 @@ pub type Named = BTreeMap<String, Pairs>;
 /// Everything that devices can refer to.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Backends {
-    /// Networks: QEMU's options without `id`; `type` says which kind.
+    /// Networks: the options that our virtio-net-pci takes in place of `netdev=`.
     pub netdevs: Named,
     /// Disks: the options that our virtio-blk-pci takes in place of `drive=`.
     pub drives: Named,
-    /// Character devices: QEMU's options without `id`; `backend` says which kind.
+    /// Character devices: the options of [`devices::chardev`], among them `backend`.
     pub chardevs: Named,
     /// Objects: QEMU's options without `id`; `qom-type` says which kind.
     pub objects: Named,
@@ -27,17 +27,17 @@ pub struct Backends {
 }
 
 /// The kinds of which every virtio device on PCI is one.
-const BASES: [&str; 2] = ["virtio-pci", "virtio-device"];
+pub(super) const BASES: [&str; 2] = ["virtio-pci", "virtio-device"];
 
 impl Backends {
     /// `-netdev` and QMP's `netdev_add`: `type=user,id=n0,...`.
     ///
     /// # Errors
-    /// No id, one that is taken, or no type.
+    /// No id, one that is taken, or an option that no network here has.
     pub fn add_netdev(&mut self, mut pairs: Pairs) -> Result<(), ConfigError> {
-        required(&pairs, "-netdev", "type")?;
         let id = take_id(&mut pairs, "-netdev", &self.netdevs)?;
-        self.netdevs.insert(id, pairs);
+        let subject = format!("-netdev id={id}");
+        self.netdevs.insert(id, network::netdev(&subject, pairs)?);
         Ok(())
     }
 
@@ -70,23 +70,31 @@ impl Backends {
     /// `-chardev` and QMP's `chardev-add`: `backend=socket,id=c0,path=...`.
     ///
     /// # Errors
-    /// No id, one that is taken, or no kind.
+    /// No id, one that is taken, or an option that no character device here has.
     pub fn add_chardev(&mut self, mut pairs: Pairs) -> Result<(), ConfigError> {
-        required(&pairs, "-chardev", "backend")?;
         let id = take_id(&mut pairs, "-chardev", &self.chardevs)?;
-        self.chardevs.insert(id, pairs);
+        let subject = format!("-chardev id={id}");
+        self.chardevs.insert(id, lines::chardev(&subject, pairs)?);
         Ok(())
     }
 
     /// `-object` and QMP's `object-add`: `qom-type=iothread,id=io1`.
     ///
     /// # Errors
-    /// No id, one that is taken, or no kind.
+    /// No id, one that is taken, no kind that is here, or an option that it has not.
     pub fn add_object(&mut self, mut pairs: Pairs) -> Result<(), ConfigError> {
-        required(&pairs, "-object", "qom-type")?;
         let id = take_id(&mut pairs, "-object", &self.objects)?;
-        self.objects.insert(id, pairs);
+        let subject = format!("-object id={id}");
+        self.objects.insert(id, objects::object(&subject, pairs)?);
         Ok(())
+    }
+
+    /// Looks at a `-global`. Answers with a line for the user when it means nothing here.
+    ///
+    /// # Errors
+    /// It is about something that is here, and that it cannot change.
+    pub fn check_global(&self, driver: &str, property: &str, value: &str) -> Result<Option<String>, ConfigError> {
+        properties::check_global(driver, property, value)
     }
 
     /// `-global driver.property=value`.
@@ -142,10 +150,6 @@ fn check_name(subject: &str, key: &str, name: &str, taken: &Named) -> Result<(),
         ));
     }
     Ok(())
-}
-
-fn required(pairs: &Pairs, subject: &str, key: &str) -> Result<(), ConfigError> {
-    pairs.get(key).map(drop).ok_or_else(|| missing(subject, key))
 }
 
 /// An option that has to be there.

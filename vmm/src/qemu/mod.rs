@@ -3,6 +3,16 @@
 
 pub mod args;
 pub mod backends;
+pub mod board;
+mod collect;
 mod drive;
+pub mod help;
+pub mod invocation;
 pub mod keyval;
+mod lines;
+mod network;
+pub mod objects;
 mod properties;
+mod readconfig;
+#[cfg(test)]
+mod tests;

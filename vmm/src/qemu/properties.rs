@@ -193,6 +193,40 @@ fn rng(device: &str, id: &str, backends: &Backends) -> Result<Pairs, ConfigError
     Ok(source.into_iter().collect())
 }
 
+/// Devices of the machine itself whose properties have one value here: driver, property, value.
+const FIXED: &[[&str; 3]] = &[
+    ["kvm-pit", "lost_tick_policy", "delay"],
+    ["mc146818rtc", "lost_tick_policy", "discard"],
+    ["PIIX4_PM", "disable_s3", "1"],
+    ["PIIX4_PM", "disable_s4", "1"],
+    ["PIIX4_PM", "acpi-pci-hotplug-with-bridge-support", "off"],
+    ["i440FX-pcihost", "pci-hole64-size", "2G"],
+    ["fw_cfg", "dma_enabled", "off"],
+];
+
+/// What is to be said of a `-global` that is no property of our virtio devices.
+pub(super) fn check_global(driver: &str, property: &str, value: &str) -> Result<Option<String>, ConfigError> {
+    let subject = format!("-global {driver}.{property}={value}");
+    if super::backends::BASES.contains(&driver) || info::find(driver).is_ok() {
+        return Ok(None);
+    }
+    if CHILDREN.iter().any(|child| child.name == driver) {
+        return Ok(None);
+    }
+    let mut fixed = FIXED.iter().filter(|[name, ..]| *name == driver).peekable();
+    if fixed.peek().is_none() {
+        return Ok(Some(format!("{subject}: there is no {driver} here; it has no effect")));
+    }
+    if fixed.any(|[_, name, only]| *name == property && *only == value) {
+        return Ok(None);
+    }
+    Err(ConfigError::refused(
+        subject,
+        "this property cannot be changed",
+        "leave it out",
+    ))
+}
+
 /// Devices of QEMU that many know, by the beginning of their names, and what there is instead.
 const ELSEWHERE: &[(&[&str], &str)] = &[
     (

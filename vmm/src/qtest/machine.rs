@@ -39,7 +39,7 @@ impl QtestMachine {
     /// [`StartError`] says what is wrong and what to do, in one line.
     pub fn new(kind: target::Board, config: &MachineConfig) -> Result<Self, StartError> {
         let layout = Layout::new(config.memory).map_err(ConfigError::from)?;
-        let memory = Arc::new(Ram::new(layout, Backing::Private)?.memory().clone());
+        let memory = Arc::new(Ram::new(layout, Backing::of(config))?.memory().clone());
         let inputs = Arc::new(Inputs::default());
         let clock = VirtualClock::default();
         let lines = Lines::new(Arc::clone(&inputs) as _);

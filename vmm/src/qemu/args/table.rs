@@ -2,7 +2,7 @@
 
 use super::Opt;
 use super::Treatment::{self, Acts, Idle, Refused, Told};
-use super::{Row, Section};
+use super::{Group, Row, Section};
 
 /// One row.
 const fn row(name: &'static str, argument: Option<&'static str>, treatment: Treatment, help: &'static str) -> Row {
@@ -73,9 +73,9 @@ pub static SECTIONS: &[Section] = &[
         row("smp", Some("[cpus=]N[,maxcpus=N][,sockets=N][,cores=N][,threads=N]"), Acts(Opt::Smp),
             "CPUs, the cores of one package"),
         row("m", Some("[size=]SIZE"), Acts(Opt::Memory), "guest memory, MiB without a letter (128)"),
-        row("object", Some("TYPE,id=ID[,KEY=VALUE...]"), Acts(Opt::Object),
+        row("object", Some("TYPE,id=ID[,KEY=VALUE...]"), Acts(Opt::Each(Group::Object)),
             "memory-backend-ram, memory-backend-memfd, iothread, rng-random, rng-builtin, filter-dump"),
-        row("numa", Some("node,memdev=ID[,cpus=N-N]"), Acts(Opt::Numa), "one node that has all memory"),
+        row("numa", Some("node,memdev=ID[,cpus=N-N]"), Acts(Opt::Each(Group::Numa)), "one node that has all memory"),
         row("rtc", Some("[base=utc][,clock=host][,driftfix=none|slew]"), Acts(Opt::Rtc),
             "the clock has the host's time in UTC"),
         row("overcommit", Some("[mem-lock=off][,cpu-pm=off]"), Acts(Opt::Overcommit), "off, both"),
@@ -109,15 +109,16 @@ pub static SECTIONS: &[Section] = &[
         row("append", Some("STRING"), Acts(Opt::Append), "the kernel's command line"),
         row("bios", Some("FILE"), Acts(Opt::Bios),
             "SeaBIOS and qboot are taken with a line that says that -kernel is started without them; others are refused"),
-        row("boot", Some("[order=...][,...]"), Idle, "the kernel of -kernel boots, as in QEMU"),
+        row("boot", Some("[order=...][,...]"), Acts(Opt::Boot),
+            "the kernel of -kernel boots, as in QEMU; menu=, reboot-timeout= and splash-time= are told to firmware under -accel qtest"),
         row("option-rom", Some("FILE"), Refused, "there is no firmware that would run it"),
         row("pflash", Some("FILE"), Refused, "there is no firmware; give -kernel"),
         row("dtb", Some("FILE"), Refused, "other machines have it"),
     ] },
     Section { title: "Disks", rows: &[
-        row("drive", Some("file=FILE,format=raw|qcow2,if=none|virtio[,KEY=VALUE...]"), Acts(Opt::Drive),
+        row("drive", Some("file=FILE,format=raw|qcow2,if=none|virtio[,KEY=VALUE...]"), Acts(Opt::Each(Group::Drive)),
             "a disk, for -device virtio-blk-pci (none) or with one (virtio)"),
-        row("blockdev", Some("driver=DRIVER,node-name=NAME[,KEY=VALUE...]"), Acts(Opt::Blockdev),
+        row("blockdev", Some("driver=DRIVER,node-name=NAME[,KEY=VALUE...]"), Acts(Opt::Each(Group::Blockdev)),
             "a disk for -device virtio-blk-pci: file, host_device, null-co, raw, qcow2; JSON too"),
         row("hda", Some("FILE"), Refused, "there is no IDE; write -drive file=FILE,format=raw,if=virtio"),
         row("hdb", Some("FILE"), Refused, "there is no IDE; write -drive file=FILE,format=raw,if=virtio"),
@@ -134,17 +135,17 @@ pub static SECTIONS: &[Section] = &[
         row("virtfs", Some("..."), Refused, "there is no virtio-9p; give a disk with -drive if=virtio"),
     ] },
     Section { title: "Networks", rows: &[
-        row("netdev", Some("user|tap|socket|stream|dgram|hubport|vhost-user,id=ID[,KEY=VALUE...]"), Acts(Opt::Netdev),
+        row("netdev", Some("user|tap|socket|stream|dgram|hubport|vhost-user,id=ID[,KEY=VALUE...]"), Acts(Opt::Each(Group::Netdev)),
             "a network for -device virtio-net-pci"),
-        row("nic", Some("TYPE,model=virtio[,KEY=VALUE...]"), Acts(Opt::Nic),
+        row("nic", Some("TYPE,model=virtio[,KEY=VALUE...]"), Acts(Opt::Each(Group::Nic)),
             "a network and its card in one; none for none, which is the default here"),
         row("net", Some("none"), Acts(Opt::Net),
             "none, which is the default here; others: -netdev with -device virtio-net-pci, or -nic"),
     ] },
     Section { title: "Devices and lines", rows: &[
-        row("device", Some("NAME[,KEY=VALUE...]"), Acts(Opt::Device),
+        row("device", Some("NAME[,KEY=VALUE...]"), Acts(Opt::Each(Group::Device)),
             "a device; -device help lists them, -device NAME,help lists properties; JSON too"),
-        row("chardev", Some("TYPE,id=ID[,KEY=VALUE...]"), Acts(Opt::Chardev),
+        row("chardev", Some("TYPE,id=ID[,KEY=VALUE...]"), Acts(Opt::Each(Group::Chardev)),
             "a line for devices and monitors: socket, stdio, pty, file, null, pipe, fd, ringbuf"),
         row("serial", Some("stdio|file:|pty|unix:|tcp:|null|none|mon:stdio|chardev:ID"), Acts(Opt::Serial),
             "where the serial port leads"),
@@ -152,7 +153,7 @@ pub static SECTIONS: &[Section] = &[
         row("qmp", Some("unix:PATH,server=on,wait=off|tcp:...|stdio"), Acts(Opt::Qmp), "a monitor that speaks QMP"),
         row("qmp-pretty", Some("unix:PATH,server=on,wait=off|tcp:...|stdio"), Acts(Opt::QmpPretty),
             "the same with indented answers"),
-        row("mon", Some("[chardev=]ID[,mode=control|readline][,pretty=on|off]"), Acts(Opt::Mon), "a monitor on a -chardev"),
+        row("mon", Some("[chardev=]ID[,mode=control|readline][,pretty=on|off]"), Acts(Opt::Each(Group::Mon)), "a monitor on a -chardev"),
         row("parallel", Some("none"), Acts(Opt::Parallel), "none, which is the default here"),
         row("nodefaults", None, Acts(Opt::NoDefaults),
             "no serial port and no monitor that were not asked for; there is never a card of any kind"),

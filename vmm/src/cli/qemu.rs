@@ -1,0 +1,215 @@
+//! `innkeeper qemu`: a machine from a command line of QEMU to its end.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use devices::virtio::options::Pairs;
+
+use super::daemon::{self, Fork, PidFile, Ready};
+use super::exit::Failure;
+use super::terminal::RawMode;
+use crate::machine::console::Console;
+use crate::machine::{Machine, Outcome, StartError};
+use crate::qemu::board::{Accelerator, MachineType};
+use crate::qemu::invocation::{self, Invocation, Monitor, Request};
+use crate::qtest::{self, Channel, LogTarget, QtestMachine};
+use crate::signals::Signals;
+
+/// Names of the program under which it takes QEMU's options.
+const NAMES: [&str; 3] = ["qemu-system-x86_64", "qemu-kvm", "kvm"];
+
+/// Was the program called by one of QEMU's names?
+pub fn is_called_by(program: &str) -> bool {
+    Path::new(program)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| NAMES.contains(&name))
+}
+
+/// Does what the words say. Statuses are QEMU's: 1 for whatever went wrong, 0 for every other end but that of a debug-exit.
+pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let text = |word: OsString| {
+        let shown = word.to_string_lossy().into_owned();
+        word.into_string()
+            .map_err(|_| Failure::Usage(format!("'{shown}' is not UTF-8; rename the file")))
+    };
+    let words: Result<Vec<_>, _> = words.into_iter().map(text).collect();
+    words.and_then(start).unwrap_or_else(|failure| {
+        eprintln!("innkeeper: {failure}");
+        ExitCode::FAILURE
+    })
+}
+
+fn start(words: Vec<String>) -> Result<ExitCode, Failure> {
+    let invocation = match invocation::parse(words).map_err(|error| Failure::Usage(error.to_string()))? {
+        Request::Text(text) => {
+            // A reader that has gone is no failure of ours.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Request::Machine(invocation) => *invocation,
+    };
+    for note in &invocation.notes {
+        eprintln!("innkeeper: {note}");
+    }
+    let ready = if invocation.daemonize {
+        match daemon::fork().map_err(host("a process in the background"))? {
+            Fork::Parent(waiting) => {
+                return Ok(if waiting.wait() {
+                    ExitCode::SUCCESS
+                } else {
+                    ExitCode::FAILURE
+                });
+            }
+            Fork::Child(ready) => Some(ready),
+        }
+    } else {
+        None
+    };
+    let pid_file = invocation.pidfile.as_deref().map(|path| {
+        PidFile::write(path).map_err(|error| Failure::Usage(format!("-pidfile {}: {error}", path.display())))
+    });
+    let _pid_file = pid_file.transpose()?;
+    // Before any thread exists, so that all of them leave these signals to this one.
+    let signals = Signals::block().map_err(host("signals"))?;
+    for monitor in &invocation.monitors {
+        unserved(monitor);
+    }
+    match (invocation.accelerator, invocation.machine) {
+        (Accelerator::Kvm, MachineType::Pc) => with_kvm(invocation, &signals, ready),
+        _ => without_cpus(&invocation, &signals, ready),
+    }
+}
+
+fn unserved(monitor: &Monitor) {
+    eprintln!("innkeeper: monitor on {}: nobody is there", monitor.label);
+}
+
+fn with_kvm(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> Result<ExitCode, Failure> {
+    let serial = invocation.serial.as_ref();
+    let terminal = serial.filter(|options| options.get("backend") == Some("stdio"));
+    let escapes = terminal.is_some_and(|options| options.get("escapes") == Some("on"));
+    let on_terminal = terminal.is_some();
+    let console = console(serial)?;
+    let machine = Machine::new(invocation.config, console).map_err(failure)?;
+    let raw = on_terminal.then(|| RawMode::enter(!escapes)).flatten();
+    let guest = machine.start().map_err(failure)?;
+    if let Some(ready) = ready {
+        ready.detach().map_err(host("the background"))?;
+    }
+    let ended = guest.ended().map_err(host("event descriptor"))?;
+    if signals.wait_unless(&ended).is_some() {
+        guest.stop();
+    }
+    let (outcome, _) = guest.wait();
+    drop(raw);
+    match outcome {
+        Outcome::Failed(reason) => Err(Failure::Host(reason)),
+        Outcome::DebugExit(value) => Ok(ExitCode::from(((value << 1) | 1) as u8)),
+        Outcome::PowerOff | Outcome::Reset | Outcome::TripleFault | Outcome::Quit => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// A machine that a test drives, or none at all, for programs that ask what there is.
+fn without_cpus(invocation: &Invocation, signals: &Signals, ready: Option<Ready>) -> Result<ExitCode, Failure> {
+    let usage = |error: qtest::ChannelError| Failure::Usage(error.to_string());
+    // The test is told of a machine that cannot be made by the end of its connection.
+    let connection = match &invocation.qtest {
+        Some(place) => {
+            let log = invocation
+                .qtest_log
+                .as_deref()
+                .map_or(LogTarget::Stderr, LogTarget::parse);
+            let channel = Channel::parse(place).map_err(usage)?;
+            Some(channel.open(&log).map_err(usage)?)
+        }
+        None => None,
+    };
+    let kind = match invocation.machine {
+        MachineType::Pc => qtest::Kind::Pc,
+        MachineType::None => qtest::Kind::None,
+    };
+    let machine = QtestMachine::new(kind, &invocation.config).map_err(failure)?;
+    let machine = std::sync::Arc::new(machine);
+    if let Some(connection) = connection {
+        let machine = std::sync::Arc::clone(&machine);
+        let thread = std::thread::Builder::new().name("qtest".into()).spawn(move || {
+            // A test that has gone ends us by a signal, or starts another connection of QMP.
+            if let Err(error) = qtest::serve(&machine, connection) {
+                tracing::debug!("qtest: {error}");
+            }
+        });
+        thread.map_err(host("a thread for the test"))?;
+    }
+    if let Some(ready) = ready {
+        ready.detach().map_err(host("the background"))?;
+    }
+    signals.wait_unless(machine.ended());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The serial port's far end.
+fn console(options: Option<&Pairs>) -> Result<Console, Failure> {
+    let Some(options) = options else {
+        return Ok(Console::none());
+    };
+    let get = |key| options.get(key);
+    let path = || Path::new(get("path").unwrap_or_default());
+    let console = match get("backend") {
+        Some("stdio") => Console::stdio(get("escapes") == Some("on") && std::io::stdin().is_terminal()),
+        Some("pty") => Console::pty(),
+        Some("file") if get("append") != Some("on") => Console::file(path()),
+        Some("socket") if get("server") == Some("on") && get("path").is_some() => {
+            Console::socket(path()).and_then(|console| match get("wait") {
+                Some("off") => Ok(console),
+                _ => console.wait_for_client(path()),
+            })
+        }
+        Some("socket") if get("path").is_some() => Console::connect(path()),
+        Some("null") => Ok(Console::none()),
+        _ => {
+            return Err(Failure::Usage(format!(
+                "-serial ({options}): the serial port leads to stdio, pty, file:PATH, unix:PATH or null; a virtconsole leads anywhere"
+            )));
+        }
+    };
+    let console = console.map_err(|error| Failure::Usage(error.to_string()))?;
+    if get("backend") == Some("pty") {
+        eprintln!("innkeeper: serial port on {}", console.description());
+    }
+    Ok(console)
+}
+
+fn failure(error: StartError) -> Failure {
+    if error.is_users() {
+        Failure::Usage(error.to_string())
+    } else {
+        Failure::Host(error.to_string())
+    }
+}
+
+fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
+    move |error| Failure::Host(format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemus_names_are_known_wherever_the_program_lies() {
+        for name in [
+            "qemu-system-x86_64",
+            "/usr/lib/innkeeper/bin/qemu-system-x86_64",
+            "kvm",
+            "./qemu-kvm",
+        ] {
+            assert!(is_called_by(name), "{name}");
+        }
+        for name in ["innkeeper", "/usr/bin/innkeeper", "", "qemu-system-x86_64/innkeeper"] {
+            assert!(!is_called_by(name), "{name}");
+        }
+    }
+}
