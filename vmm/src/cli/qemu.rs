@@ -4,17 +4,24 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use devices::virtio::options::Pairs;
 
 use super::daemon::{self, Fork, PidFile, Ready};
 use super::exit::Failure;
+use super::run::Consoles;
 use super::terminal::RawMode;
 use crate::machine::console::Console;
 use crate::machine::{Machine, Outcome, StartError};
 use crate::qemu::board::{Accelerator, MachineType};
-use crate::qemu::invocation::{self, Invocation, Monitor, Request};
-use crate::qtest::{self, Channel, LogTarget, QtestMachine};
+use crate::qemu::invocation::{self, Invocation, Monitor, MonitorMode, Request};
+use crate::qmp::json::Style;
+use crate::qmp::link::Monitors;
+use crate::qmp::managed::Managed;
+use crate::qmp::server::{Endpoint, MonitorConfig, Server};
+use crate::qmp::target::{self, About, Cpu, IoThreadView, Target};
+use crate::qtest::{self, Channel, LogTarget, QtestConfig};
 use crate::signals::Signals;
 
 /// Names of the program under which it takes QEMU's options.
@@ -74,36 +81,43 @@ fn start(words: Vec<String>) -> Result<ExitCode, Failure> {
     let _pid_file = pid_file.transpose()?;
     // Before any thread exists, so that all of them leave these signals to this one.
     let signals = Signals::block().map_err(host("signals"))?;
-    for monitor in &invocation.monitors {
-        unserved(monitor);
-    }
     match (invocation.accelerator, invocation.machine) {
         (Accelerator::Kvm, MachineType::Pc) => with_kvm(invocation, &signals, ready),
-        _ => without_cpus(&invocation, &signals, ready),
+        _ => without_cpus(invocation, &signals, ready),
     }
-}
-
-fn unserved(monitor: &Monitor) {
-    eprintln!("innkeeper: monitor on {}: nobody is there", monitor.label);
 }
 
 fn with_kvm(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> Result<ExitCode, Failure> {
+    let about = about(&invocation);
+    let monitors = monitors(&invocation.monitors)?;
     let serial = invocation.serial.as_ref();
-    let terminal = serial.filter(|options| options.get("backend") == Some("stdio"));
-    let escapes = terminal.is_some_and(|options| options.get("escapes") == Some("on"));
-    let on_terminal = terminal.is_some();
+    let escapes = serial.is_some_and(|options| options.get("escapes") == Some("on"));
+    let devices = invocation.config.devices.iter().map(|device| &device.options);
+    let on_terminal = serial
+        .into_iter()
+        .chain(devices)
+        .any(|options| options.get("backend") == Some("stdio"));
     let console = console(serial)?;
     let machine = Machine::new(invocation.config, console).map_err(failure)?;
+    let consoles = Consoles::of(machine.inventory());
+    consoles.announce();
+    consoles.resize();
+    let links = Monitors::default();
+    let managed = Managed::new(Arc::clone(machine.remote()), about, invocation.backends, &links);
+    let target: Arc<dyn Target> = Arc::new(managed);
+    let server = Server::start(&monitors, &links, &target).map_err(|error| Failure::Usage(error.to_string()))?;
     let raw = on_terminal.then(|| RawMode::enter(!escapes)).flatten();
     let guest = machine.start().map_err(failure)?;
     if let Some(ready) = ready {
         ready.detach().map_err(host("the background"))?;
     }
     let ended = guest.ended().map_err(host("event descriptor"))?;
-    if signals.wait_unless(&ended).is_some() {
+    if signals.wait_unless(&ended, || consoles.resize()).is_some() {
         guest.stop();
     }
     let (outcome, _) = guest.wait();
+    // Clients hear of the end.
+    drop(server);
     drop(raw);
     match outcome {
         Outcome::Failed(reason) => Err(Failure::Host(reason)),
@@ -113,41 +127,110 @@ fn with_kvm(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> 
 }
 
 /// A machine that a test drives, or none at all, for programs that ask what there is.
-fn without_cpus(invocation: &Invocation, signals: &Signals, ready: Option<Ready>) -> Result<ExitCode, Failure> {
+fn without_cpus(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> Result<ExitCode, Failure> {
     let usage = |error: qtest::ChannelError| Failure::Usage(error.to_string());
-    // The test is told of a machine that cannot be made by the end of its connection.
-    let connection = match &invocation.qtest {
-        Some(place) => {
-            let log = invocation
-                .qtest_log
-                .as_deref()
-                .map_or(LogTarget::Stderr, LogTarget::parse);
-            let channel = Channel::parse(place).map_err(usage)?;
-            Some(channel.open(&log).map_err(usage)?)
+    let channel = invocation
+        .qtest
+        .as_deref()
+        .map(Channel::parse)
+        .transpose()
+        .map_err(usage)?;
+    let log = invocation
+        .qtest_log
+        .as_deref()
+        .map_or_else(LogTarget::default, LogTarget::parse);
+    let config = QtestConfig {
+        about: about(&invocation),
+        monitors: monitors(&invocation.monitors)?,
+        machine: invocation.config,
+        backends: invocation.backends,
+        channel,
+        log,
+    };
+    let started = || ready.map_or(Ok(()), Ready::detach);
+    qtest::run(config, signals, started).map_err(|error| {
+        if error.is_users() {
+            Failure::Usage(error.to_string())
+        } else {
+            Failure::Host(error.to_string())
         }
-        None => None,
-    };
-    let kind = match invocation.machine {
-        MachineType::Pc => qtest::Kind::Pc,
-        MachineType::None => qtest::Kind::None,
-    };
-    let machine = QtestMachine::new(kind, &invocation.config).map_err(failure)?;
-    let machine = std::sync::Arc::new(machine);
-    if let Some(connection) = connection {
-        let machine = std::sync::Arc::clone(&machine);
-        let thread = std::thread::Builder::new().name("qtest".into()).spawn(move || {
-            // A test that has gone ends us by a signal, or starts another connection of QMP.
-            if let Err(error) = qtest::serve(&machine, connection) {
-                tracing::debug!("qtest: {error}");
-            }
-        });
-        thread.map_err(host("a thread for the test"))?;
-    }
-    if let Some(ready) = ready {
-        ready.detach().map_err(host("the background"))?;
-    }
-    signals.wait_unless(machine.ended());
+    })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What QMP's clients are told of the machine.
+fn about(invocation: &Invocation) -> About {
+    let config = &invocation.config;
+    let thread = i64::from(std::process::id());
+    About {
+        name: invocation.name.clone(),
+        uuid: invocation.uuid.clone(),
+        board: match invocation.machine {
+            MachineType::Pc => target::Board::Pc,
+            MachineType::None => target::Board::None,
+        },
+        kvm: invocation.accelerator == Accelerator::Kvm,
+        cpu_model: invocation.cpu_model.clone(),
+        cpus: (0..config.cpus)
+            .map(|core| Cpu {
+                thread,
+                place: [0, core, 0],
+            })
+            .collect(),
+        memory: config.memory,
+        memory_shared: config.shared_memory,
+        memory_backend: invocation.memory_backend.clone(),
+        io_threads: config
+            .io_threads
+            .iter()
+            .map(|id| IoThreadView {
+                id: id.clone(),
+                thread,
+                ..IoThreadView::default()
+            })
+            .collect(),
+    }
+}
+
+fn monitors(monitors: &[Monitor]) -> Result<Vec<MonitorConfig>, Failure> {
+    let config = |monitor: &Monitor| {
+        let endpoint = endpoint(&monitor.far_end).ok_or_else(|| {
+            let far_end = &monitor.far_end;
+            Failure::Usage(format!("QMP on {far_end}: use a socket with path= or port=, or stdio"))
+        })?;
+        Ok(MonitorConfig {
+            label: monitor.label.clone(),
+            endpoint,
+            style: match monitor.mode {
+                MonitorMode::Control { pretty: true } => Style::Pretty,
+                _ => Style::Line,
+            },
+        })
+    };
+    monitors.iter().map(config).collect()
+}
+
+/// Where the client of a monitor with this far end is.
+fn endpoint(far_end: &Pairs) -> Option<Endpoint> {
+    let wait = far_end.get("wait") != Some("off");
+    let server = far_end.get("server") == Some("on");
+    match (far_end.get("backend")?, far_end.get("path"), far_end.get("port")) {
+        ("stdio", ..) => Some(Endpoint::Stdio),
+        ("socket", Some(path), None) if server => Some(Endpoint::UnixServer {
+            path: path.into(),
+            wait,
+        }),
+        ("socket", Some(path), None) => Some(Endpoint::UnixClient { path: path.into() }),
+        ("socket", None, Some(port)) => {
+            let address = format!("{}:{port}", far_end.get("host").unwrap_or("localhost"));
+            Some(if server {
+                Endpoint::TcpServer { address, wait }
+            } else {
+                Endpoint::TcpClient { address }
+            })
+        }
+        _ => None,
+    }
 }
 
 /// The serial port's far end.

@@ -142,15 +142,15 @@ fn with_console(mut command_line: String, name: Option<&str>) -> String {
 }
 
 /// The consoles and ports of the machine, for the user.
-struct Consoles(Vec<SerialControl>);
+pub(super) struct Consoles(Vec<SerialControl>);
 
 impl Consoles {
-    fn of(inventory: &Inventory) -> Self {
+    pub(super) fn of(inventory: &Inventory) -> Self {
         Self(serial_buses(inventory).collect())
     }
 
     /// Says where those lead to that the user cannot know.
-    fn announce(&self) {
+    pub(super) fn announce(&self) {
         for (number, port) in self.0.iter().flat_map(SerialControl::ports) {
             if let Some(far) = port.far.filter(|far| far.starts_with("pseudo-terminal")) {
                 let name = port.name.or(port.id).unwrap_or_else(|| number.to_string());
@@ -164,7 +164,7 @@ impl Consoles {
     }
 
     /// Tells the guest how large the terminal is.
-    fn resize(&self) {
+    pub(super) fn resize(&self) {
         let Some(size) = terminal::size() else { return };
         for control in &self.0 {
             let ports = control.ports().into_iter();

@@ -212,6 +212,11 @@ impl Machine {
         self.shared.remote.inventory()
     }
 
+    /// What can be asked of it once it runs.
+    pub fn remote(&self) -> &Arc<Remote> {
+        &self.shared.remote
+    }
+
     /// Loads the kernel and lets the CPUs run.
     ///
     /// # Errors

@@ -201,7 +201,7 @@ mod tests {
             ("-cpu help", "x86 host"),
             ("-device help", "name \"virtio-blk-pci\", bus PCI"),
             ("-device virtio-blk-pci,help", "  queue-size=<uint>"),
-            ("-device virtio-rng-pci,?", "  filename=<str>"),
+            ("-device virtio-rng-pci,?", "  source=<str>"),
             ("-device nonsense,help", "there is no such device"),
             ("-chardev help", "socket"),
             ("-netdev help", "hubport"),

@@ -63,7 +63,7 @@ pub struct Invocation {
     pub backends: Backends,
     /// The far end of the serial port; nothing reads or writes it without one.
     pub serial: Option<Pairs>,
-    /// Monitors.
+    /// Monitors that speak QMP.
     pub monitors: Vec<Monitor>,
     /// Where a test is, and its log.
     pub qtest: Option<String>,
@@ -146,6 +146,7 @@ impl Builder {
         let mut monitors = Vec::new();
         self.monitors(&mut monitors)?;
         let serial = self.serial(&monitors)?;
+        self.readline(&mut monitors, serial.as_ref());
         let mut config = match self.collected.kernel.take() {
             Some(kernel) => MachineConfig::new(kernel),
             None => MachineConfig::without_kernel(),
@@ -319,6 +320,20 @@ impl Builder {
             monitors.push(Monitor { label, far_end, mode });
         }
         Ok(())
+    }
+
+    /// Monitors for people are not here; one that would share the terminal with the serial port is not missed.
+    fn readline(&mut self, monitors: &mut Vec<Monitor>, serial: Option<&Pairs>) {
+        let (control, readline): (Vec<_>, Vec<_>) = std::mem::take(monitors)
+            .into_iter()
+            .partition(|monitor| monitor.mode != MonitorMode::Readline);
+        *monitors = control;
+        for monitor in readline.iter().filter(|monitor| Some(&monitor.far_end) != serial) {
+            let text = "there is no monitor for people; use -qmp, whose human-monitor-command takes such commands";
+            self.collected
+                .notes
+                .push(format!("monitor on {}: {text}", monitor.label));
+        }
     }
 
     fn far_end(&self, subject: &str, id: &str) -> Result<Pairs, ConfigError> {

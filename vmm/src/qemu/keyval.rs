@@ -112,6 +112,18 @@ impl Reader {
         self.pairs.take(key)
     }
 
+    /// All texts of a key, in the user's order.
+    pub fn texts(&mut self, key: &str) -> Vec<String> {
+        let all: Vec<_> = self
+            .pairs
+            .iter()
+            .filter(|(name, _)| *name == key)
+            .map(|(_, text)| text.to_owned())
+            .collect();
+        self.text(key);
+        all
+    }
+
     /// The text of a key that has to be there.
     ///
     /// # Errors

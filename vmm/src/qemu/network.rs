@@ -54,11 +54,22 @@ pub(super) fn netdev(subject: &str, pairs: Pairs) -> Result<Pairs, ConfigError> 
     }
 }
 
-/// User-mode networking. What is said of addresses is passed on as it is.
-fn user(reader: Reader) -> Result<Pairs, ConfigError> {
+/// Options of user-mode networking that are as things are here.
+const USER: &[Settled] = &[
+    settled("ipv4", &["on"], "passt has it"),
+    settled("ipv6", &["on"], "passt has it"),
+    settled("restrict", &["off"], "passt lets the guest reach what the host reaches"),
+];
+
+/// User-mode networking. The addresses are passt's, which are the host's own.
+fn user(mut reader: Reader) -> Result<Pairs, ConfigError> {
+    reader.settle(USER)?;
     let mut options = Pairs::default();
     options.push("user", "on");
-    options.extend(reader.rest());
+    for rule in reader.texts("hostfwd") {
+        options.push("hostfwd", rule);
+    }
+    reader.finish()?;
     Ok(options)
 }
 
@@ -165,9 +176,7 @@ fn stream(mut reader: Reader) -> Result<Pairs, ConfigError> {
             false => format!("connect:{address}"),
         },
     );
-    if let Some(seconds) = reader.text("reconnect") {
-        options.push("reconnect", seconds);
-    }
+    reader.settle(&[settled("reconnect", &["0"], "a connection that is lost stays so")])?;
     reader.finish()?;
     Ok(options)
 }
@@ -177,13 +186,18 @@ fn dgram(mut reader: Reader) -> Result<Pairs, ConfigError> {
     let remote = address(&mut reader, "remote")?;
     let mut options = Pairs::default();
     match (local, remote) {
-        (Some(local), None) if local.starts_with("fd=") => options.push("dgram", local),
-        (Some(local), Some(remote)) => {
-            options.push("dgram", remote);
-            options.push("local", local);
+        (Some(local), remote) => {
+            options.push("dgram", local);
+            if let Some(remote) = remote {
+                options.push("remote", remote);
+            }
         }
-        (None, Some(remote)) => options.push("dgram", remote),
-        _ => return Err(reader.refused("nothing says where frames go", "give remote.type=, or local.type=fd")),
+        (None, _) => {
+            return Err(reader.refused(
+                "there is no multicast",
+                "give local.type= and remote.type=, or local.type=fd",
+            ));
+        }
     }
     reader.finish()?;
     Ok(options)
@@ -233,7 +247,10 @@ mod tests {
     #[test]
     fn networks_become_options_of_our_card() {
         for (text, expected) in [
-            ("user,hostfwd=tcp::2222-:22", "user=on,hostfwd=tcp::2222-:22"),
+            (
+                "user,hostfwd=tcp::2222-:22,hostfwd=udp::1-:2",
+                "user=on,hostfwd=tcp::2222-:22,hostfwd=udp::1-:2",
+            ),
             ("tap,ifname=tap0,script=no,downscript=no,vhost=on", "tap=tap0,vhost=on"),
             ("tap,fds=3:4,queues=2,vnet_hdr=on", "tap-fd=3:4,queues=2"),
             ("tap", "tap=tap%d"),
@@ -249,7 +266,7 @@ mod tests {
             ),
             (
                 "dgram,local.type=unix,local.path=a,remote.type=unix,remote.path=b",
-                "dgram=b,local=a",
+                "dgram=a,remote=b",
             ),
             ("hubport,hubid=0", "hub=0"),
             ("none", "none=on"),
@@ -267,6 +284,12 @@ mod tests {
             ("socket,fd=5,listen=:1", "give one of fd="),
             ("socket,mcast=1.2.3.4:5", "use -netdev dgram"),
             ("hubport", "hubid= is missing"),
+            ("user,restrict=on", "passt lets the guest reach"),
+            ("user,net=10.0.0.0/8", "there is no option 'net'"),
+            (
+                "dgram,remote.type=inet,remote.host=230.0.0.1,remote.port=1",
+                "there is no multicast",
+            ),
             ("stream,addr.type=vsock", "expected unix|inet|fd"),
             ("ifname=tap0", "type= is missing"),
         ] {

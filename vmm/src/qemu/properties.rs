@@ -13,6 +13,8 @@ enum Becomes {
     Renamed(&'static str),
     /// The options of the thing that it refers to.
     Inline(fn(&Backends) -> &Named),
+    /// The options of the network that it refers to, and what is written down of it.
+    Netdev,
     /// A reference to an object of this type, which stays one.
     Object(&'static str),
     /// The options of an object of one of our sources of random numbers.
@@ -22,7 +24,7 @@ enum Becomes {
 /// Properties that are not options of ours as they are.
 const PROPERTIES: &[(&str, Becomes)] = &[
     ("drive", Becomes::Inline(|backends| &backends.drives)),
-    ("netdev", Becomes::Inline(|backends| &backends.netdevs)),
+    ("netdev", Becomes::Netdev),
     ("chardev", Becomes::Inline(|backends| &backends.chardevs)),
     ("rng", Becomes::Rng),
     ("iothread", Becomes::Object("iothread")),
@@ -78,7 +80,6 @@ const NET: &[Settled] = &[
     settled("tx", &["bh", "timer"], "what the driver queues is sent at once"),
     settled("x-txtimer", &[], "what the driver queues is sent at once"),
     settled("x-txburst", &[], "what the driver queues is sent at once"),
-    settled("speed", &["-1"], "the guest is told of none"),
     settled("rss", &["off"], "there is no receive side scaling"),
     settled("hash", &["off"], "there is no receive side scaling"),
     settled("x-mtu-bypass-backend", &[], "the guest cannot tell"),
@@ -100,6 +101,10 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
         match becomes {
             Becomes::Renamed(name) => options.push(*name, value),
             Becomes::Inline(named) => options.extend(referred(device, key, &value, named(backends))?.clone()),
+            Becomes::Netdev => {
+                options.extend(referred(device, key, &value, &backends.netdevs)?.clone());
+                options.extend(capture(&value, backends));
+            }
             Becomes::Object(kind) => {
                 object(device, key, &value, &[kind], backends)?;
                 options.push(*key, value);
@@ -117,6 +122,16 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
     }
     options.extend(reader.rest());
     Ok(DeviceConfig::new(device, options))
+}
+
+/// The `filter-dump` of a network.
+fn capture(netdev: &str, backends: &Backends) -> Option<(String, String)> {
+    let mut dumps = backends
+        .objects
+        .values()
+        .filter(|object| object.get("qom-type") == Some("filter-dump"));
+    let dump = dumps.find(|dump| dump.get("netdev") == Some(netdev))?;
+    Some(("capture".to_owned(), dump.get("file")?.to_owned()))
 }
 
 /// `write-cache=`, which QEMU has at the device and we have in the word for `cache=`.

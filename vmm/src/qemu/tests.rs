@@ -173,10 +173,18 @@ const PUBLIC: &[(&str, &str, Fate)] = &[
          -serial stdio -no-reboot -name VM-0 -device virtio-rng-pci -enable-kvm -cpu host,migratable=off \
          -device virtio-net-pci,netdev=net0 -netdev user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:5727-:22 \
          -drive file=bullseye.img,format=raw,if=none,id=d0 -device virtio-blk-pci,drive=d0 -kernel bzImage -append 'root=/dev/vda console=ttyS0'",
+        Refused("-netdev id=net0: restrict=on: expected off: passt lets the guest reach what the host reaches"),
+    ),
+    (
+        "syzkaller, with a network that is not restricted",
+        "-m 2048 -smp 2 -chardev socket,id=SOCKSYZ,server=on,wait=off,host=localhost,port=51727 -mon chardev=SOCKSYZ,mode=control -display none \
+         -serial stdio -no-reboot -name VM-0 -device virtio-rng-pci -enable-kvm -cpu host,migratable=off \
+         -device virtio-net-pci,netdev=net0 -netdev user,id=net0,hostfwd=tcp:127.0.0.1:5727-:22 \
+         -drive file=bullseye.img,format=raw,if=none,id=d0 -device virtio-blk-pci,drive=d0 -kernel bzImage -append 'root=/dev/vda console=ttyS0'",
         Runs(
             &[
                 "virtio-rng-pci,",
-                "virtio-net-pci,user=on,restrict=on,hostfwd=tcp:127.0.0.1:5727-:22",
+                "virtio-net-pci,user=on,hostfwd=tcp:127.0.0.1:5727-:22",
                 "virtio-blk-pci,path=bullseye.img,format=raw",
             ],
             0,
