@@ -1,6 +1,7 @@
 //! What a PCI function is to the bus: configuration space, regions that it decodes, and the changes that a write
 //! brings about.
 
+use crate::bar::Bar;
 use crate::capability::msix::VectorState;
 
 /// The address space that a region lives in.
@@ -65,6 +66,11 @@ pub trait Function: Send {
 
     /// Writes configuration space; says what changed outside.
     fn write_config(&mut self, offset: u16, data: &[u8]) -> Changes;
+
+    /// The BARs that it has, decoded or not.
+    fn bars(&self) -> Vec<Bar> {
+        Vec::new()
+    }
 
     /// The regions that are decoded now. None, unless the function has BARs.
     fn regions(&self) -> Vec<Region> {

@@ -76,6 +76,8 @@ pub struct DeviceConfig {
     pub name: String,
     /// Its options, not looked at yet.
     pub options: Pairs,
+    /// By property, the names of the things whose options are among its own: `drive=d0`. Management shows them and finds it by them.
+    pub references: Pairs,
 }
 
 impl DeviceConfig {
@@ -84,6 +86,7 @@ impl DeviceConfig {
         Self {
             name: name.into(),
             options,
+            references: Pairs::default(),
         }
     }
 

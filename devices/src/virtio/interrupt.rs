@@ -228,6 +228,11 @@ impl Interrupts {
         }
     }
 
+    /// The ISR register as it stands; looking does not clear it.
+    pub fn isr(&self) -> u8 {
+        self.isr.load(Ordering::Acquire)
+    }
+
     /// Reads the ISR register: reading clears it and lowers the line.
     pub fn take_isr(&self) -> u8 {
         let isr = self.isr.swap(0, Ordering::AcqRel);

@@ -20,7 +20,7 @@ use crate::qmp::json::Style;
 use crate::qmp::link::Monitors;
 use crate::qmp::managed::Managed;
 use crate::qmp::server::{Endpoint, MonitorConfig, Server};
-use crate::qmp::target::{self, About, Cpu, IoThreadView, Target};
+use crate::qmp::target::{self, About, Target};
 use crate::qtest::{self, Channel, LogTarget, QtestConfig};
 use crate::signals::Signals;
 
@@ -161,7 +161,6 @@ fn without_cpus(invocation: Invocation, signals: &Signals, ready: Option<Ready>)
 /// What QMP's clients are told of the machine.
 fn about(invocation: &Invocation) -> About {
     let config = &invocation.config;
-    let thread = i64::from(std::process::id());
     About {
         name: invocation.name.clone(),
         uuid: invocation.uuid.clone(),
@@ -171,24 +170,9 @@ fn about(invocation: &Invocation) -> About {
         },
         kvm: invocation.accelerator == Accelerator::Kvm,
         cpu_model: invocation.cpu_model.clone(),
-        cpus: (0..config.cpus)
-            .map(|core| Cpu {
-                thread,
-                place: [0, core, 0],
-            })
-            .collect(),
-        memory: config.memory,
         memory_shared: config.shared_memory,
         memory_backend: invocation.memory_backend.clone(),
-        io_threads: config
-            .io_threads
-            .iter()
-            .map(|id| IoThreadView {
-                id: id.clone(),
-                thread,
-                ..IoThreadView::default()
-            })
-            .collect(),
+        ..About::new(config.cpus, config.memory)
     }
 }
 

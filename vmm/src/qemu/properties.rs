@@ -95,9 +95,12 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
     let mut given = backends.globals_of(device);
     given.extend(pairs);
     let mut reader = Reader::new(device, given);
-    let mut options = Pairs::default();
+    let (mut options, mut references) = (Pairs::default(), Pairs::default());
     for (key, becomes) in PROPERTIES {
         let Some(value) = reader.text(key) else { continue };
+        if !matches!(becomes, Becomes::Renamed(_)) {
+            references.push(*key, value.as_str());
+        }
         match becomes {
             Becomes::Renamed(name) => options.push(*name, value),
             Becomes::Inline(named) => options.extend(referred(device, key, &value, named(backends))?.clone()),
@@ -121,7 +124,10 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
         write_cache(&mut reader, &mut options)?;
     }
     options.extend(reader.rest());
-    Ok(DeviceConfig::new(device, options))
+    Ok(DeviceConfig {
+        references,
+        ..DeviceConfig::new(device, options)
+    })
 }
 
 /// The `filter-dump` of a network.

@@ -2,16 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use pci::Bus;
-
 use super::error::Error;
 use super::event::{DeviceDeleted, Event, Shutdown, ShutdownCause};
 use super::link::Monitors;
-use super::target::{About, Board, DeviceView, Order, RunState, Target};
-use crate::config::DeviceConfig;
+use super::target::{About, Order, RunState, Target};
 use crate::machine::control;
 use crate::machine::events::{self, Cause};
-use crate::machine::inventory::{Place, Plugged, UnplugError};
+use crate::machine::inventory::Inventory;
 use crate::machine::remote::Remote;
 use crate::qemu::backends::Backends;
 
@@ -39,8 +36,8 @@ impl Managed {
 }
 
 impl Target for Managed {
-    fn about(&self) -> About {
-        self.about.clone()
+    fn about(&self) -> &About {
+        &self.about
     }
 
     fn run_state(&self) -> RunState {
@@ -64,56 +61,12 @@ impl Target for Managed {
         Ok(())
     }
 
-    fn pci(&self) -> Option<&Bus> {
-        (self.about.board == Board::Pc).then(|| self.remote.inventory().board().pci())
-    }
-
-    fn devices(&self) -> Vec<DeviceView> {
-        self.remote
-            .inventory()
-            .list()
-            .iter()
-            .map(|plugged| view(plugged))
-            .collect()
-    }
-
-    fn plug(&self, device: DeviceConfig) -> Result<(), Error> {
-        if self.about.board == Board::None {
-            // In QEMU's words.
-            return Err(Error::new(format_args!(
-                "No 'PCI' bus found for device '{}'",
-                device.name
-            )));
-        }
-        self.remote.inventory().hot_plug(&device).map(drop).map_err(Error::new)
-    }
-
-    fn unplug(&self, path: &str) -> Result<(), Error> {
-        self.remote.inventory().unplug(path).map_err(|error| match error {
-            UnplugError::NotFound(path) => Error::device_not_found(&path),
-            UnplugError::NoHotplug => Error::new(error),
-        })
+    fn inventory(&self) -> &Inventory {
+        self.remote.inventory()
     }
 
     fn backends(&self) -> &Mutex<Backends> {
         &self.backends
-    }
-}
-
-fn view(plugged: &Plugged) -> DeviceView {
-    let parent = match plugged.place() {
-        Place::Slot(_) => None,
-        Place::Child { parent, .. } => Some(parent.path().to_owned()),
-    };
-    DeviceView {
-        driver: plugged.config().name.clone(),
-        id: plugged.id().map(str::to_owned),
-        path: plugged.path().to_owned(),
-        address: plugged.slot().map(|slot| slot.address),
-        parent,
-        options: plugged.config().options.clone(),
-        control: plugged.control(),
-        hotplugged: plugged.is_hotplugged(),
     }
 }
 

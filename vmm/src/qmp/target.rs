@@ -1,35 +1,13 @@
-//! The machine as management sees it. QMP asks nothing else of it, so that it can be tested without one.
+//! The machine as management sees it. QMP asks nothing else of it, so that machines without a processor answer too, and tests.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use devices::virtio::info;
 use devices::virtio::options::Pairs;
-use pci::{Address, Bus};
 
 use super::error::Error;
 use super::schema::enumerations;
-use crate::config::DeviceConfig;
+use crate::machine::inventory::{Inventory, Place, Plugged};
 use crate::qemu::backends::Backends;
-
-enumerations! {
-    /// What a machine is doing.
-    pub enum RunState {
-        /// Its CPUs wait for the first `cont`.
-        Prelaunch = "prelaunch",
-        /// Its CPUs run.
-        Running = "running",
-        /// Its CPUs wait for `cont`.
-        Paused = "paused",
-        /// The guest has switched itself off, and the machine was told to stay.
-        Shutdown = "shutdown",
-        /// The guest panicked.
-        GuestPanicked = "guest-panicked",
-        /// The host failed.
-        InternalError = "internal-error",
-        /// A disk's backend failed.
-        IoError = "io-error",
-    }
-}
 
 /// Which of QEMU's machines it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -52,26 +30,11 @@ impl Board {
             Self::Pc => "pc-i440fx-7.2",
         }
     }
-}
 
-/// A CPU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Cpu {
-    /// The host's thread that runs it; that of the process where it has none.
-    pub thread: i64,
-    /// Its place among sockets, among the socket's cores, and among the core's threads.
-    pub place: [u32; 3],
-}
-
-/// An I/O thread.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct IoThreadView {
-    /// Its name.
-    pub id: String,
-    /// The host's number for it.
-    pub thread: i64,
-    /// Nanoseconds that it looks for work before it sleeps, at most.
-    pub poll_max_ns: u64,
+    /// Its type in QEMU's object model.
+    pub fn type_name(self) -> String {
+        format!("{}-machine", self.name())
+    }
 }
 
 /// What does not change while a machine lives.
@@ -87,48 +50,40 @@ pub struct About {
     pub kvm: bool,
     /// Its CPU's model, `host` or `max`.
     pub cpu_model: String,
-    /// Its CPUs.
-    pub cpus: Vec<Cpu>,
+    /// The place of each CPU among sockets, among the socket's cores, and among the core's threads.
+    pub cpus: Vec<[u32; 3]>,
     /// Bytes of guest memory.
     pub memory: u64,
     /// May other processes map that memory?
     pub memory_shared: bool,
     /// The object that it comes from, if the user named one.
     pub memory_backend: Option<String>,
-    /// Its I/O threads.
-    pub io_threads: Vec<IoThreadView>,
 }
 
-/// A device that management can name.
-#[derive(Clone)]
-pub struct DeviceView {
-    /// The name that the user added it by, as `virtio-blk-pci`.
-    pub driver: String,
-    /// The user's name for it.
-    pub id: Option<String>,
-    /// Its place in the tree of objects: `/machine/peripheral/ID`, or `/machine/peripheral-anon/device[N]`.
-    pub path: String,
-    /// Its place on the bus, unless it sits on another device.
-    pub address: Option<Address>,
-    /// The path of the device that it sits on.
-    pub parent: Option<String>,
-    /// Its options as the user wrote them, references resolved.
-    pub options: Pairs,
-    /// What can be asked of it.
-    pub control: info::Control,
-    /// Was it added while the machine ran?
-    pub hotplugged: bool,
-}
-
-impl DeviceView {
-    /// What messages call it: its id, or its path.
-    pub fn label(&self) -> &str {
-        self.id.as_deref().unwrap_or(&self.path)
+impl About {
+    /// A machine of `cpus` CPUs, cores of one socket as QEMU has them by default, and `memory` bytes.
+    pub fn new(cpus: u32, memory: u64) -> Self {
+        Self {
+            kvm: true,
+            cpu_model: "host".to_owned(),
+            cpus: (0..cpus).map(|core| [0, core, 0]).collect(),
+            memory,
+            ..Self::default()
+        }
     }
+}
 
-    /// The path of the virtio device behind its transport.
-    pub fn backend_path(&self) -> String {
-        format!("{}/virtio-backend", self.path)
+enumerations! {
+    /// What a machine is doing.
+    pub enum RunState {
+        /// Its CPUs wait for the first `cont`.
+        Prelaunch = "prelaunch",
+        /// It runs.
+        Running = "running",
+        /// It stands still until `cont`.
+        Paused = "paused",
+        /// The guest has switched itself off, and the machine was told to stay.
+        Shutdown = "shutdown",
     }
 }
 
@@ -152,7 +107,7 @@ pub enum Order {
 /// A machine.
 pub trait Target: Send + Sync {
     /// What does not change.
-    fn about(&self) -> About;
+    fn about(&self) -> &About;
 
     /// What it is doing.
     fn run_state(&self) -> RunState;
@@ -163,24 +118,56 @@ pub trait Target: Send + Sync {
     /// It cannot be done now.
     fn order(&self, order: Order) -> Result<(), Error>;
 
-    /// Its PCI bus, if it has one.
-    fn pci(&self) -> Option<&Bus>;
-
-    /// All devices that the user added, in their order.
-    fn devices(&self) -> Vec<DeviceView>;
-
-    /// Adds a device.
-    ///
-    /// # Errors
-    /// What the user got wrong, or the host refused.
-    fn plug(&self, device: DeviceConfig) -> Result<(), Error>;
-
-    /// Asks the guest to let the device at `path` go, or takes it away if the guest has no say.
-    ///
-    /// # Errors
-    /// It cannot be removed.
-    fn unplug(&self, path: &str) -> Result<(), Error>;
+    /// What is plugged in.
+    fn inventory(&self) -> &Inventory;
 
     /// What devices can refer to.
     fn backends(&self) -> &Mutex<Backends>;
+}
+
+/// The device that management calls `name`: its id, its path, or the path of the virtio device behind its transport.
+///
+/// # Errors
+/// There is none.
+pub fn find_device(target: &dyn Target, name: &str) -> Result<Arc<Plugged>, Error> {
+    let path = name.strip_suffix(BEHIND_TRANSPORT).unwrap_or(name);
+    let named = |plugged: &Arc<Plugged>| plugged.id() == Some(name) || plugged.path() == path;
+    let found = target.inventory().list().into_iter().find(named);
+    found.ok_or_else(|| Error::device_not_found(name))
+}
+
+/// Where the virtio device is below its transport.
+const BEHIND_TRANSPORT: &str = "/virtio-backend";
+
+/// What management says of a device.
+pub trait Shown {
+    /// What messages call it: its id, or its path.
+    fn label(&self) -> &str;
+    /// The path of the virtio device: behind the transport of a function.
+    fn backend_path(&self) -> String;
+    /// The name of the thing that `property` refers to.
+    fn reference(&self, property: &str) -> Option<&str>;
+    /// Its options as the user wrote them.
+    fn pairs(&self) -> &Pairs;
+}
+
+impl Shown for Plugged {
+    fn label(&self) -> &str {
+        self.id().unwrap_or(self.path())
+    }
+
+    fn backend_path(&self) -> String {
+        match self.place() {
+            Place::Slot(_) => format!("{}{BEHIND_TRANSPORT}", self.path()),
+            Place::Child { .. } => self.path().to_owned(),
+        }
+    }
+
+    fn reference(&self, property: &str) -> Option<&str> {
+        self.config().references.get(property)
+    }
+
+    fn pairs(&self) -> &Pairs {
+        &self.config().options
+    }
 }

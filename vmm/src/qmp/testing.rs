@@ -1,30 +1,35 @@
-//! A machine of paper, and a client for it.
+//! A machine without a processor, and a client for it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use devices::virtio::info;
-use pci::Bus;
+use devices::platform::AcpiPm;
+use devices::virtio::options::Pairs;
 use serde_json::{Value, json};
 
 use super::commands::Context;
 use super::error::Error;
-use super::event::{DeviceDeleted, Event};
+use super::event::Event;
 use super::json::{Stream, Style};
 use super::link::{Link, Monitors};
 use super::protocol;
-use super::target::{About, Cpu, DeviceView, Order, RunState, Target};
-use crate::config::DeviceConfig;
+use super::target::{About, Order, RunState, Target};
+use crate::machine::inventory::{Inventory, testing};
 use crate::qemu::backends::Backends;
 
-/// A machine that does what it is told and remembers it.
+struct NoLine;
+
+impl pci::InterruptLine for NoLine {
+    fn set_level(&self, _: bool) {}
+}
+
+/// A machine that remembers what it was told to do.
 pub(super) struct Paper {
-    pub(super) about: About,
-    pub(super) state: Mutex<Option<RunState>>,
+    about: About,
+    state: Mutex<RunState>,
     pub(super) orders: Mutex<Vec<Order>>,
-    pub(super) devices: Mutex<Vec<DeviceView>>,
-    pub(super) backends: Mutex<Backends>,
-    pub(super) bus: Bus,
+    pub(super) inventory: Inventory,
+    backends: Mutex<Backends>,
     pub(super) monitors: Monitors,
 }
 
@@ -32,31 +37,26 @@ impl Paper {
     pub(super) fn new() -> Self {
         let about = About {
             name: Some("gast".into()),
-            kvm: true,
-            cpu_model: "host".into(),
-            cpus: vec![Cpu::default()],
-            memory: 64 << 20,
-            ..About::default()
+            ..About::new(1, 64 << 20)
         };
         Self {
             about,
-            state: Mutex::new(Some(RunState::Running)),
+            state: Mutex::new(RunState::Running),
             orders: Mutex::default(),
-            devices: Mutex::default(),
+            inventory: testing::inventory().with_hotplug(AcpiPm::new(Arc::new(NoLine)).events()),
             backends: Mutex::default(),
-            bus: Bus::new(),
             monitors: Monitors::default(),
         }
     }
 }
 
 impl Target for Paper {
-    fn about(&self) -> About {
-        self.about.clone()
+    fn about(&self) -> &About {
+        &self.about
     }
 
     fn run_state(&self) -> RunState {
-        self.state.lock().unwrap().unwrap()
+        *self.state.lock().unwrap()
     }
 
     fn order(&self, order: Order) -> Result<(), Error> {
@@ -66,47 +66,13 @@ impl Target for Paper {
             Order::Cont => (RunState::Running, Event::Resume),
             _ => return Ok(()),
         };
-        *self.state.lock().unwrap() = Some(state);
+        *self.state.lock().unwrap() = state;
         self.monitors.emit(event);
         Ok(())
     }
 
-    fn pci(&self) -> Option<&Bus> {
-        Some(&self.bus)
-    }
-
-    fn devices(&self) -> Vec<DeviceView> {
-        self.devices.lock().unwrap().clone()
-    }
-
-    fn plug(&self, device: DeviceConfig) -> Result<(), Error> {
-        let mut devices = self.devices.lock().unwrap();
-        let id = device.options.get("id").map(str::to_owned);
-        let path = match &id {
-            Some(id) => format!("/machine/peripheral/{id}"),
-            None => format!("/machine/peripheral-anon/device[{}]", devices.len()),
-        };
-        devices.push(DeviceView {
-            driver: device.name,
-            id,
-            path,
-            address: None,
-            parent: None,
-            options: device.options,
-            control: info::Control::None,
-            hotplugged: true,
-        });
-        Ok(())
-    }
-
-    fn unplug(&self, path: &str) -> Result<(), Error> {
-        let mut devices = self.devices.lock().unwrap();
-        let index = devices.iter().position(|device| device.path == path).unwrap();
-        let gone = devices.remove(index);
-        let path = gone.path;
-        self.monitors
-            .emit(Event::DeviceDeleted(DeviceDeleted { device: gone.id, path }));
-        Ok(())
+    fn inventory(&self) -> &Inventory {
+        &self.inventory
     }
 
     fn backends(&self) -> &Mutex<Backends> {
@@ -114,7 +80,7 @@ impl Target for Paper {
     }
 }
 
-/// A client of a machine of paper, without a socket between them.
+/// A client of such a machine, without a socket between them.
 pub(super) struct Client {
     pub(super) target: Arc<Paper>,
     pub(super) link: Arc<Link>,
@@ -138,6 +104,22 @@ impl Client {
     pub(super) fn new() -> Self {
         let client = Self::raw();
         client.link.set_negotiated();
+        client
+    }
+
+    /// One whose machine has these devices, as `-device` writes them, and drives.
+    pub(super) fn with(drives: &[&str], devices: &[&str]) -> Self {
+        let client = Self::new();
+        for drive in drives {
+            let mut backends = client.target.backends.lock().unwrap();
+            backends.add_drive(Pairs::parse(drive, None)).unwrap();
+        }
+        for device in devices {
+            let mut pairs = Pairs::parse(device, Some("driver"));
+            let driver = pairs.take("driver").unwrap();
+            let config = client.target.backends.lock().unwrap().resolve(&driver, pairs).unwrap();
+            client.target.inventory.plug(&config).unwrap();
+        }
         client
     }
 
@@ -165,11 +147,24 @@ impl Client {
         }
     }
 
+    /// Runs a command that takes nothing and succeeds.
+    pub(super) fn ask(&self, command: &str) -> Value {
+        self.run(command, json!({})).unwrap()
+    }
+
     /// Runs a command that fails; returns the class and the description.
     pub(super) fn fails(&self, command: &str, arguments: Value) -> (String, String) {
         let error = self.run(command, arguments).unwrap_err();
         let member = |name: &str| error[name].as_str().unwrap().to_owned();
         (member("class"), member("desc"))
+    }
+
+    /// What the monitor for people says to a line.
+    pub(super) fn line(&self, line: &str) -> String {
+        let text = self
+            .run("human-monitor-command", json!({"command-line": line}))
+            .unwrap();
+        text.as_str().unwrap().replace("\r\n", "\n")
     }
 
     /// The events that have come.
@@ -196,6 +191,6 @@ impl Client {
 }
 
 /// The pair that [`Client::fails`] returns for an error without a class of its own.
-pub(super) fn generic(description: &str) -> (String, String) {
-    ("GenericError".to_owned(), description.to_owned())
+pub(super) fn generic(description: impl Into<String>) -> (String, String) {
+    ("GenericError".to_owned(), description.into())
 }

@@ -29,12 +29,12 @@ const ROOTS: [(&str, Option<&str>, bool); 5] = [
 /// Objects that `object-add` makes, and what each is a kind of.
 pub const OBJECTS: [(&str, &str); 7] = [
     ("iothread", "object"),
+    ("rng-builtin", "rng-backend"),
     ("rng-random", "rng-backend"),
     ("memory-backend-ram", "memory-backend"),
     ("memory-backend-memfd", "memory-backend"),
     ("memory-backend-file", "memory-backend"),
     ("filter-dump", "netfilter"),
-    ("throttle-group", "object"),
 ];
 
 /// All types.

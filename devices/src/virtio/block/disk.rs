@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::SECTOR;
 use super::backend::{self, Image};
+use super::counters::{Counters, DiskStats};
 use super::options::{AioMode, BlockConfig, CacheMode, DetectZeroes};
 use super::request::{ID_BYTES, Limits, Op, Range};
 use super::transfer::Manner;
@@ -29,6 +30,7 @@ pub struct Disk {
     serial: [u8; ID_BYTES],
     serial_bytes: usize,
     reporter: Reporter,
+    counters: Counters,
 }
 
 impl Disk {
@@ -67,6 +69,7 @@ impl Disk {
             // With the zero that ends it, if there is room (QEMU, `virtio_blk_handle_request`).
             serial_bytes: (len + 1).min(ID_BYTES),
             reporter: Reporter::default(),
+            counters: Counters::default(),
         }))
     }
 
@@ -108,6 +111,16 @@ impl Disk {
     /// The write cache as the user configured it.
     pub fn reset_write_cache(&self) {
         self.set_write_cache(self.cache.has_write_cache());
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> DiskStats {
+        self.counters.sums()
+    }
+
+    /// Where that is counted.
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// What requests are held against.

@@ -8,6 +8,7 @@
 
 pub mod backend;
 pub mod config;
+mod counters;
 pub mod device;
 pub mod disk;
 pub mod engine;
@@ -19,6 +20,7 @@ pub mod transfer;
 #[cfg(test)]
 mod tests;
 
+pub use counters::{DiskStats, Done};
 pub use device::{Block, BlockControl, INFO};
 pub use disk::Disk;
 pub use options::BlockConfig;

@@ -205,8 +205,13 @@ impl QueueWorker {
             return;
         }
         let status = match transfer.outcome() {
-            Ok(()) => Status::Ok,
+            Ok(()) => {
+                let requests = transfer.requests().count() as u64;
+                self.disk.counters().done(op, requests, transfer.range().len);
+                Status::Ok
+            }
             Err(error) => {
+                self.disk.counters().failed(op);
                 self.disk.report_failure(op, transfer.range(), error);
                 Status::IoError
             }

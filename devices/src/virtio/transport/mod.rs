@@ -25,4 +25,4 @@ mod tests;
 
 pub use pci::{Doorbell, VirtioPci, VirtioPciState, VirtioPciStateError};
 pub use settings::{Faces, Settings, Variant};
-pub use state::{TransportState, TransportStateError, status};
+pub use state::{QueueView, TransportState, TransportStateError, TransportView, status};

@@ -20,7 +20,7 @@ use super::features::Offered;
 use super::legacy;
 use super::modern::{self, Structure};
 use super::settings::{Faces, Settings};
-use super::state::{Parts, State, TransportState, TransportStateError, status};
+use super::state::{Parts, State, TransportState, TransportStateError, TransportView, status};
 use crate::memory::GuestMemory;
 use crate::virtio::device::Device;
 use crate::virtio::id::PCI_VENDOR;
@@ -177,6 +177,11 @@ impl VirtioPci {
             .collect()
     }
 
+    /// What driver and device have come to, for people to look at.
+    pub fn view(&self) -> TransportView {
+        self.state.view()
+    }
+
     /// The last things that the driver did wrong with the transport.
     pub fn faults(&mut self) -> &mut FaultLog {
         self.state.faults_mut()
@@ -294,6 +299,10 @@ impl Function for VirtioPci {
             window.carry(self.endpoint.config(), &mut self.state);
         }
         changes
+    }
+
+    fn bars(&self) -> Vec<Bar> {
+        self.endpoint.bars().iter().copied().collect()
     }
 
     fn regions(&self) -> Vec<Region> {

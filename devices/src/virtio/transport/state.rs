@@ -107,6 +107,32 @@ pub struct TransportState {
     interrupts: InterruptState,
 }
 
+/// What driver and device have come to, for people to look at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TransportView {
+    /// The device status, bits of [`status`].
+    pub status: u8,
+    /// The ISR register.
+    pub isr: u8,
+    /// Feature bits that are offered on one face or the other.
+    pub offered: u64,
+    /// Feature bits that the driver took.
+    pub negotiated: u64,
+    /// The queue that the driver looks at.
+    pub queue_select: u16,
+    /// All queues.
+    pub queues: Vec<QueueView>,
+}
+
+/// A queue as its driver set it up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct QueueView {
+    /// Its geometry.
+    pub config: QueueConfig,
+    /// Is it being served?
+    pub running: bool,
+}
+
 /// The saved device has another number of queues, or other queues
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the saved device has other queues than this one")]
@@ -178,6 +204,22 @@ impl State {
         let config = ConfigInterrupt::new(state.interrupts.clone());
         state.device.connect(config);
         Ok(state)
+    }
+
+    /// What driver and device have come to.
+    pub(super) fn view(&self) -> TransportView {
+        let queue = |queue: &Queue| QueueView {
+            config: queue.registers.config.clone(),
+            running: queue.running,
+        };
+        TransportView {
+            status: self.status(),
+            isr: self.interrupts.isr(),
+            offered: self.offered.modern | u64::from(self.offered.legacy),
+            negotiated: self.negotiated().features,
+            queue_select: self.registers.queue_select,
+            queues: self.queues.iter().map(queue).collect(),
+        }
     }
 
     pub(super) fn registers(&self) -> &Registers {

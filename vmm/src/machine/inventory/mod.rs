@@ -4,7 +4,7 @@
 mod hotplug;
 mod plugged;
 #[cfg(test)]
-pub(super) mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

@@ -4,7 +4,8 @@ use super::{Command, Context, command};
 use crate::config::MAX_CPUS;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Nothing, enumerations, structures};
-use crate::qmp::target::{Board, Cpu};
+use crate::qmp::target::Board;
+use crate::qmp::threads::thread_named;
 
 pub(super) static COMMANDS: &[Command] = &[
     command!("query-name", query_name),
@@ -113,12 +114,17 @@ const DEFAULT_RAM_ID: &str = "pc.ram";
 pub(super) const CPU_MODELS: [&str; 2] = ["host", "max"];
 
 fn query_name(context: &Context<'_>, _: Nothing) -> Result<NameInfo, Error> {
-    let name = context.target.about().name;
+    let name = context.target.about().name.clone();
     Ok(NameInfo { name })
 }
 
 fn query_uuid(context: &Context<'_>, _: Nothing) -> Result<UuidInfo, Error> {
-    let uuid = context.target.about().uuid.unwrap_or_else(|| NO_UUID.to_owned());
+    let uuid = context
+        .target
+        .about()
+        .uuid
+        .clone()
+        .unwrap_or_else(|| NO_UUID.to_owned());
     Ok(UuidInfo { uuid })
 }
 
@@ -160,8 +166,8 @@ fn cpu_path(index: usize) -> String {
     format!("/machine/unattached/device[{index}]")
 }
 
-fn place(cpu: &Cpu) -> CpuInstanceProperties {
-    let [socket, core, thread] = cpu.place.map(|number| Some(number.into()));
+fn place(cpu: &[u32; 3]) -> CpuInstanceProperties {
+    let [socket, core, thread] = cpu.map(|number| Some(number.into()));
     CpuInstanceProperties {
         socket_id: socket,
         core_id: core,
@@ -170,10 +176,10 @@ fn place(cpu: &Cpu) -> CpuInstanceProperties {
 }
 
 fn query_cpus_fast(context: &Context<'_>, _: Nothing) -> Result<Vec<CpuInfoFast>, Error> {
-    let info = |(index, cpu): (usize, &Cpu)| CpuInfoFast {
+    let info = |(index, cpu): (usize, &[u32; 3])| CpuInfoFast {
         cpu_index: index as i64,
         qom_path: cpu_path(index),
-        thread_id: cpu.thread,
+        thread_id: thread_named(&format!("cpu{index}")),
         props: Some(place(cpu)),
         target: SysEmuTarget::X86_64,
     };
@@ -198,7 +204,7 @@ fn query_hotpluggable_cpus(context: &Context<'_>, _: Nothing) -> Result<Vec<Hotp
     if about.board != Board::Pc {
         return Err(Error::new("machine does not support hot-plugging CPUs"));
     }
-    let info = |(index, cpu): (usize, &Cpu)| HotpluggableCpu {
+    let info = |(index, cpu): (usize, &[u32; 3])| HotpluggableCpu {
         of: cpu_type(&about.cpu_model),
         vcpus_count: 1,
         props: place(cpu),
@@ -209,11 +215,11 @@ fn query_hotpluggable_cpus(context: &Context<'_>, _: Nothing) -> Result<Vec<Hotp
 }
 
 fn query_iothreads(context: &Context<'_>, _: Nothing) -> Result<Vec<IoThreadInfo>, Error> {
-    let threads = context.target.about().io_threads.into_iter();
+    let threads = context.target.inventory().io_threads().into_iter();
     let info = threads.map(|thread| IoThreadInfo {
-        id: thread.id,
-        thread_id: thread.thread,
-        poll_max_ns: thread.poll_max_ns,
+        id: thread.name().to_owned(),
+        thread_id: thread_named(thread.name()),
+        poll_max_ns: devices::io_thread::PollPolicy::default().max.as_nanos() as u64,
         poll_grow: 0,
         poll_shrink: 0,
         aio_max_batch: 0,
@@ -234,7 +240,12 @@ fn query_memdev(context: &Context<'_>, _: Nothing) -> Result<Vec<Memdev>, Error>
         return Ok(Vec::new());
     }
     Ok(vec![Memdev {
-        id: Some(about.memory_backend.unwrap_or_else(|| DEFAULT_RAM_ID.to_owned())),
+        id: Some(
+            about
+                .memory_backend
+                .clone()
+                .unwrap_or_else(|| DEFAULT_RAM_ID.to_owned()),
+        ),
         size: about.memory,
         merge: true,
         dump: true,

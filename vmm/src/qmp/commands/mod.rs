@@ -1,10 +1,19 @@
 //! The commands, by subject. One table: what it holds is dispatched, listed by `query-commands` and described by `query-qmp-schema`.
 
+mod backend;
+mod balloon;
+mod block;
 pub mod control;
 mod device;
+mod hmp;
 mod machine;
+mod net;
+mod pci;
 mod qom;
 mod run;
+mod virtio;
+
+use std::sync::{MutexGuard, PoisonError};
 
 use serde_json::Value;
 
@@ -12,6 +21,7 @@ use super::error::Error;
 use super::link::{Link, Monitors};
 use super::schema::{self, Arguments, Qapi, Returned, Type};
 use super::target::Target;
+use crate::qemu::backends::Backends;
 
 /// What commands work with.
 pub struct Context<'a> {
@@ -21,6 +31,13 @@ pub struct Context<'a> {
     pub link: &'a Link,
     /// All monitors.
     pub monitors: &'a Monitors,
+}
+
+impl Context<'_> {
+    /// What devices can refer to.
+    pub(super) fn backends(&self) -> MutexGuard<'_, Backends> {
+        self.target.backends().lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A command.
@@ -72,6 +89,13 @@ static TABLES: &[&[Command]] = &[
     run::COMMANDS,
     qom::COMMANDS,
     device::COMMANDS,
+    backend::COMMANDS,
+    pci::COMMANDS,
+    block::COMMANDS,
+    net::COMMANDS,
+    balloon::COMMANDS,
+    virtio::COMMANDS,
+    hmp::COMMANDS,
 ];
 
 /// All commands.

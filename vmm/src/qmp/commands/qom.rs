@@ -5,15 +5,30 @@ use serde_json::{Value, json};
 
 use super::{Command, Context, command};
 use crate::qmp::error::{Error, ErrorClass};
-use crate::qmp::schema::structures;
-use crate::qmp::types;
+use crate::qmp::schema::{Nothing, structures};
+use crate::qmp::{tree, types};
 
 pub(super) static COMMANDS: &[Command] = &[
+    command!("qom-list", qom_list),
+    command!("qom-get", qom_get),
+    command!("qom-set", qom_set),
     command!("qom-list-types", qom_list_types),
     command!("device-list-properties", device_list_properties),
 ];
 
 structures! {
+    struct At {
+        path: String,
+    }
+    struct PropertyAt {
+        path: String,
+        property: String,
+    }
+    struct NewValue {
+        path: String,
+        property: String,
+        value: Value,
+    }
     struct ListTypes {
         implements: Option<String>,
         is_abstract as "abstract": Option<bool>,
@@ -32,6 +47,27 @@ structures! {
         description: Option<String>,
         default_value as "default-value": Option<Value>,
     }
+}
+
+fn qom_list(context: &Context<'_>, arguments: At) -> Result<Vec<ObjectPropertyInfo>, Error> {
+    let properties = tree::find(context, &arguments.path)?.properties(context).into_iter();
+    let info = properties.map(|property| ObjectPropertyInfo {
+        name: property.name,
+        of: property.kind,
+        description: None,
+        default_value: None,
+    });
+    Ok(info.collect())
+}
+
+fn qom_get(context: &Context<'_>, arguments: PropertyAt) -> Result<Value, Error> {
+    tree::find(context, &arguments.path)?.get(context, &arguments.property)
+}
+
+fn qom_set(context: &Context<'_>, arguments: NewValue) -> Result<Nothing, Error> {
+    let node = tree::find(context, &arguments.path)?;
+    node.set(context, &arguments.property, &arguments.value)?;
+    Ok(Nothing {})
 }
 
 fn qom_list_types(_: &Context<'_>, arguments: ListTypes) -> Result<Vec<ObjectTypeInfo>, Error> {

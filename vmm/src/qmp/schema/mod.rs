@@ -168,8 +168,8 @@ impl Qapi for Nothing {
 }
 
 /// A checked value of type `T`, as it came: for unions, whose members are options that go on to where they are understood.
-#[derive(Clone, Debug, serde::Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Debug, Serialize, serde::Deserialize)]
+#[serde(transparent, bound = "")]
 pub struct Checked<T> {
     /// The members.
     pub members: Map<String, Value>,
