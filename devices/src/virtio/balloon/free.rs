@@ -55,9 +55,7 @@ impl Service for Report {
             self.gather(chain);
         }
         merge(&mut self.ranges);
-        for range in self.ranges.drain(..) {
-            self.shared.give_back(range, Cause::Reported);
-        }
+        self.shared.give_back(self.ranges.drain(..), Cause::Reported);
         self.ranges.shrink_to(1024);
     }
 }

@@ -88,9 +88,8 @@ impl Service for Inflate {
     fn serve(&mut self, chains: &[Chain]) {
         self.0.for_each_batch(chains, |shared, numbers| {
             let mut in_balloon = shared.in_balloon();
-            for run in Runs::new(shared, &mut in_balloon, numbers) {
-                shared.give_back(run.start * PAGE..run.end * PAGE, Cause::Inflated);
-            }
+            let runs = Runs::new(shared, &mut in_balloon, numbers);
+            shared.give_back(runs.map(|run| run.start * PAGE..run.end * PAGE), Cause::Inflated);
         });
     }
 }

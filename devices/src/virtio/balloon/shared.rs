@@ -140,13 +140,13 @@ impl Shared {
         lock(&self.in_balloon)
     }
 
-    /// Gives the pages `range` of RAM back to the host and counts that.
-    pub(super) fn give_back(&self, range: Range<u64>, cause: Cause) {
+    /// Gives ranges of RAM, whole pages, back to the host and counts that.
+    pub(super) fn give_back(&self, ranges: impl IntoIterator<Item = Range<u64>>, cause: Cause) {
         let counter = match cause {
             Cause::Inflated => &self.inflated,
             Cause::Reported => &self.reported,
         };
-        match self.memory.discard(range) {
+        match self.memory.discard_all(ranges) {
             Ok(discarded) => counter.add(discarded),
             Err(error) => {
                 if !self.refused.swap(true, Ordering::Relaxed) {
