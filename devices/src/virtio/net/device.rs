@@ -13,6 +13,7 @@ use super::card::Card;
 use super::config;
 use super::control::Controller;
 use super::management::NetControl;
+use super::networks::Networks;
 use super::options::{self, NetConfig};
 use super::pair::Pair;
 use crate::io_thread::{IoThreads, WorkerHandle};
@@ -51,7 +52,7 @@ pub static INFO: DeviceInfo = DeviceInfo {
 const CONTROL_QUEUE_SIZE: u16 = 64;
 
 /// virtio-net.
-struct Net {
+pub(super) struct Net {
     card: Arc<Card>,
     threads: IoThreads,
     /// The workers of the queue pairs; `None` for one that has failed.
@@ -65,32 +66,36 @@ impl Net {
     fn new(options: &Options, host: &Host) -> Result<Self, ConfigError> {
         let config = NetConfig::from_options(options)?;
         let threads = host.io_threads(options.subject(), options.text("iothread"))?;
+        let opened = backend::open(options, host)?;
+        Self::on(config, opened, threads, &host.networks).map_err(|error| {
+            options.refused(
+                format!("no queues: {error}"),
+                "raise the limit of open files (ulimit -n)",
+            )
+        })
+    }
+
+    /// A card on a backend that is open.
+    ///
+    /// # Errors
+    /// The host gives no more descriptors.
+    pub(super) fn on(config: NetConfig, opened: Opened, threads: IoThreads, networks: &Networks) -> io::Result<Self> {
         let Opened {
             backend,
             endpoints,
             vhost,
             link,
-        } = backend::open(options, host)?;
-        let claim = host.networks.macs.claim(config.mac);
-        let refused = |error: io::Error| {
-            options.refused(
-                format!("no queues: {error}"),
-                "raise the limit of open files (ulimit -n)",
-            )
-        };
+        } = opened;
+        let claim = networks.macs.claim(config.mac);
         let nudge = |_| Ok(Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?));
-        let nudges: Vec<_> = endpoints
-            .iter()
-            .map(nudge)
-            .collect::<io::Result<_>>()
-            .map_err(refused)?;
+        let nudges: Vec<_> = endpoints.iter().map(nudge).collect::<io::Result<_>>()?;
         let card = Arc::new(Card::new(config, claim, backend, link, nudges.clone()));
         card.reset();
         let mut pairs = Vec::new();
         let mut vhost = vhost.into_iter();
         for (number, (endpoint, nudge)) in (0..).zip(endpoints.into_iter().zip(nudges)) {
-            let pair = Pair::new(number, card.clone(), endpoint, vhost.next(), nudge).map_err(refused)?;
-            pairs.push(Some(threads.for_queue(number).add(pair).map_err(refused)?));
+            let pair = Pair::new(number, card.clone(), endpoint, vhost.next(), nudge)?;
+            pairs.push(Some(threads.for_queue(number).add(pair)?));
         }
         Ok(Self {
             card,
@@ -101,7 +106,7 @@ impl Net {
     }
 
     /// What management holds on to while the device belongs to its transport.
-    fn control(&self) -> NetControl {
+    pub(super) fn control(&self) -> NetControl {
         NetControl::new(self.card.clone())
     }
 

@@ -23,6 +23,8 @@ mod pair;
 mod published;
 mod receive;
 mod rx;
+#[cfg(test)]
+mod tests;
 mod tx;
 pub mod vhost;
 
