@@ -44,6 +44,31 @@ if [ "$io" = write ]; then
 	dd if=/dev/vda bs=64k skip=16 count=64 2>/dev/null | cmp - /pattern && echo same
 	md5sum < /pattern
 fi
+# Devices in slots 6 (a disk) and 7 (randomness) come and go as often as hotplug= says; whoever listens plugs and unplugs them.
+# The last time the guest lets go by itself.
+if [ -n "$hotplug" ]; then
+	section hotplug
+	slots=/sys/bus/pci/slots
+	echo "slots $(ls $slots | sort -n | tr '\n' ' ')"
+	dd if=/dev/urandom of=/pattern bs=64k count=16 2>/dev/null
+	for round in $(seq $hotplug); do
+		echo "plug $round"
+		until [ -b /dev/vda ] && [ "$(cat /sys/class/misc/hw_random/rng_current)" != none ]; do usleep 50000; done
+		dd if=/pattern of=/dev/vda bs=64k conv=fsync 2>/dev/null
+		echo 3 > /proc/sys/vm/drop_caches
+		dd if=/dev/vda bs=64k count=16 2>/dev/null | cmp - /pattern && echo "disk same"
+		echo "random $(dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c)"
+		dd if=/dev/vda of=/dev/null bs=4k 2>/dev/null &
+		if [ $round = $hotplug ]; then
+			for slot in 6 7; do echo 0 > $slots/$slot/power; done
+		else
+			echo "unplug $round"
+		fi
+		while [ -e /sys/bus/pci/devices/0000:00:06.0 ] || [ -e /sys/bus/pci/devices/0000:00:07.0 ]; do usleep 50000; done
+		wait
+		[ -e /dev/vda ] || echo "gone $round"
+	done
+fi
 [ -z "$job" ] || . /filesystem.sh
 section interrupts
 cat /proc/interrupts

@@ -27,8 +27,7 @@ use std::thread::JoinHandle;
 use event_loop::{EventLoop, Mailbox};
 pub use pacer::PollPolicy;
 
-/// Bytes of an I/O thread's stack. Less than a huge page, so that the kernel does not fill one for it.
-const STACK: usize = 1 << 20;
+use crate::threads;
 
 /// A descriptor that a worker watches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,10 +159,7 @@ impl IoThread {
     pub fn spawn(name: &str, policy: PollPolicy) -> io::Result<Self> {
         let mailbox = Arc::new(Mailbox::new()?);
         let event_loop = EventLoop::new(Arc::clone(&mailbox), policy)?;
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .stack_size(STACK)
-            .spawn(move || event_loop.run())?;
+        let thread = threads::spawn(name, move || event_loop.run())?;
         Ok(Self(Arc::new(Running {
             name: name.to_owned(),
             mailbox,

@@ -5,4 +5,5 @@ pub mod io_thread;
 pub mod memory;
 pub mod platform;
 pub mod sys;
+pub mod threads;
 pub mod virtio;

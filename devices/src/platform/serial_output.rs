@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::threads;
+
 /// Bytes that wait at most for the thread.
 const CAPACITY: usize = 64 << 10;
 /// How long the thread lets bytes gather. A guest prints byte by byte; a wake-up and a system call for each would cost it more than the
@@ -17,8 +19,6 @@ const CAPACITY: usize = 64 << 10;
 const GATHER: Duration = Duration::from_millis(4);
 /// Bytes that are written without waiting for more.
 const ENOUGH: usize = CAPACITY / 4;
-/// Bytes of the thread's stack. Less than a huge page, so that the kernel does not fill one for it.
-const STACK: usize = 256 << 10;
 /// How long to leave an output alone that would block although it was opened for blocking.
 const RETRY: Duration = Duration::from_millis(5);
 /// How long the end of a port waits for its last bytes to be written.
@@ -80,10 +80,7 @@ impl OutputQueue {
             drained: Condvar::new(),
         });
         let theirs = Arc::clone(&shared);
-        thread::Builder::new()
-            .name("serial-output".into())
-            .stack_size(STACK)
-            .spawn(move || write_out(&theirs, output, &room))?;
+        threads::spawn("serial-output", move || write_out(&theirs, output, &room))?;
         Ok(Self(shared))
     }
 

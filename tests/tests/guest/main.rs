@@ -23,6 +23,7 @@ mod boot;
 mod disk;
 #[cfg(feature = "long")]
 mod filesystem;
+mod hotplug;
 mod life;
 mod program;
 mod yardstick;

@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use devices::platform::Serial;
+use devices::threads;
 use devices::virtio::balloon::GivenBack;
 use devices::virtio::info::Control as DeviceControl;
 use vmm_sys_util::eventfd::EventFd;
@@ -124,9 +125,6 @@ impl StartError {
     }
 }
 
-/// Bytes of stack of the machine's threads. Less than a huge page, so that the kernel does not fill one for each of them.
-const STACK: usize = 512 << 10;
-
 /// What all threads of a machine share.
 struct Shared {
     remote: Arc<Remote>,
@@ -227,11 +225,11 @@ impl Machine {
         let ended =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(StartError::host("event descriptor"))?;
         let announce = ended.try_clone().map_err(StartError::host("event descriptor"))?;
-        let mut threads = Vec::with_capacity(self.vcpus.len());
+        let mut cpus = Vec::with_capacity(self.vcpus.len());
         for vcpu in self.vcpus {
             let shared = Arc::clone(&self.shared);
             let name = format!("cpu{}", vcpu.index());
-            let thread = std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
+            let thread = threads::spawn(name, move || {
                 let index = vcpu.index() as usize;
                 match shared.exits.get(index) {
                     Some(counters) => cpu::run(vcpu, &shared, counters),
@@ -239,7 +237,7 @@ impl Machine {
                 }
             });
             match thread {
-                Ok(thread) => threads.push(thread),
+                Ok(thread) => cpus.push(thread),
                 Err(source) => {
                     self.shared.remote.control.end(Outcome::Quit);
                     return Err(StartError::Host {
@@ -251,13 +249,10 @@ impl Machine {
         }
         let main_loop = self.main_loop;
         let announce = Announce(announce);
-        let thread = std::thread::Builder::new()
-            .name("machine".into())
-            .stack_size(STACK)
-            .spawn(move || {
-                let _announce = announce;
-                main_loop.run(threads);
-            });
+        let thread = threads::spawn("machine", move || {
+            let _announce = announce;
+            main_loop.run(cpus);
+        });
         let thread = thread.map_err(StartError::host("thread for the machine"))?;
         Ok(Running {
             shared: self.shared,
