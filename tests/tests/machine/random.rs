@@ -1,25 +1,27 @@
 //! Random accesses to everything on the board, by drivers that go mad at any moment.
 
-use devices::virtio::virtq::testing::RawDescriptor;
+use devices::virtio::virtq::testing::{Buffer, RawDescriptor};
 use proptest::prelude::*;
 use proptest::sample::select;
 use tests::driver::bus::MSIX;
-use tests::driver::{Driver, Machine, PciDevice, Way, balloon, block, entropy};
+use tests::driver::{Driver, Machine, PciDevice, Way, balloon, block, entropy, serial};
 
-const DEVICES: [(&str, &str); 6] = [
+const DEVICES: [(&str, &str); 7] = [
     ("virtio-blk-pci", "path=null-co://,queues=2"),
     ("virtio-rng-pci", ""),
     ("virtio-blk-pci", "path=null-co://,disable-modern=on"),
     ("virtio-rng-pci-non-transitional", "modern-pio-notify=on"),
     ("virtio-blk-pci", "path=null-co://,vectors=0,read-zeroes=on"),
     ("virtio-balloon-pci", "free-page-hint=on,free-page-reporting=on"),
+    ("virtio-serial-pci", "max_ports=2"),
 ];
 
-const WAYS: [&[Way]; 6] = [
+const WAYS: [&[Way]; 7] = [
     &Way::ALL,
     &Way::ALL,
     &[Way::Legacy],
     &[Way::Modern, Way::Window],
+    &Way::ALL,
     &Way::ALL,
     &Way::ALL,
 ];
@@ -200,6 +202,10 @@ proptest! {
                 match DEVICES[device].0 {
                     name if name.contains("blk") => drop(block::read(&mut driver, 1, 512)),
                     name if name.contains("rng") => drop(entropy::fill(&mut driver, 16)),
+                    name if name.contains("serial") => {
+                        let at = driver.data();
+                        driver.request(serial::output(0), &[Buffer::readable(at, 16)]);
+                    }
                     _ => balloon::name_pages(&mut driver, balloon::INFLATE, [0x10_0000]),
                 }
                 driver.wait_for_line();

@@ -599,6 +599,32 @@ fn rings_of_the_queues_may_break_and_start_again() {
 }
 
 #[test]
+fn a_device_that_is_reset_while_it_is_busy_lets_go_of_everything() {
+    for way in Way::ALL {
+        let path = Path::new();
+        let machine = Machine::new(&[("virtio-serial-pci", ""), ("virtserialport", &path.listening())]).unwrap();
+        for _ in 0..20 {
+            let (mut serial, mut client) = open_port(&machine, &path, way, feature::MULTIPORT);
+            serial.tell(1, event::PORT_OPEN, 1);
+            let at = serial.allocate(0x1_0000);
+            // Room for the far end's bytes where nothing may move after the reset.
+            serial.give(input(1), at, 0x1_0000);
+            serial.driver.kick(input(1));
+            for _ in 0..16 {
+                serial.write(1, at + 0x1_0000, &[3; 0x1_0000]);
+            }
+            client.write_all(&[4; 100]).unwrap();
+            serial.driver.reset();
+            machine.set_bytes(at, &[5; 200]);
+            client.write_all(&[6; 100]).unwrap();
+            serial.start(feature::MULTIPORT);
+            assert_eq!(machine.bytes(at, 200), [5; 200], "{way:?}");
+            assert!(!serial.driver.line().high, "{way:?}");
+        }
+    }
+}
+
+#[test]
 fn a_pause_loses_nothing() {
     for way in Way::ALL {
         let path = Path::new();

@@ -23,7 +23,7 @@ pub static INFO: DeviceInfo = DeviceInfo {
     class: class::COMMUNICATION_OTHER,
     transitional_id: Some(0x1003),
     vectors: DefaultVectors::Fixed(2),
-    config_len: 0,
+    config_len: CONFIG_BYTES,
     differences: FaceDifferences::NONE,
     options: &[
         OptionSpec::new(

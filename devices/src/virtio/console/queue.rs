@@ -25,7 +25,7 @@ pub(super) enum Role {
 impl Role {
     pub(super) fn of(queue: u16) -> Self {
         let pair = u32::from(queue / 2);
-        match (pair, queue % 2 == 0) {
+        match (pair, queue.is_multiple_of(2)) {
             (1, true) => Self::ToDriver,
             (1, false) => Self::FromDriver,
             (pair, true) => Self::Input(pair.saturating_sub(1)),

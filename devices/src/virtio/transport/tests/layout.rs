@@ -8,16 +8,6 @@ use crate::virtio::transport::Doorbell;
 const REFERENCE: &str = include_str!("qemu-7.2-config-space.txt");
 
 static NETWORK: DeviceInfo = row("virtio-net-pci", DeviceId::Network, 0x1000, class::NETWORK_ETHERNET, 8);
-static SERIAL: DeviceInfo = DeviceInfo {
-    vectors: DefaultVectors::Fixed(2),
-    ..row(
-        "virtio-serial-pci",
-        DeviceId::Console,
-        0x1003,
-        class::COMMUNICATION_OTHER,
-        12,
-    )
-};
 static SCSI: DeviceInfo = row("virtio-scsi-pci", DeviceId::Scsi, 0x1004, class::STORAGE_SCSI, 36);
 static NINE_P: DeviceInfo = row("virtio-9p-pci", DeviceId::NineP, 0x1009, 0x0002, 7);
 static VSOCK: DeviceInfo = DeviceInfo {
@@ -30,7 +20,7 @@ static VSOCK: DeviceInfo = DeviceInfo {
 static ALL: [(&DeviceInfo, &[u16]); 8] = [
     (&BLOCK, &[256]),
     (&NETWORK, &[256, 256, 64]),
-    (&SERIAL, &[128; 64]),
+    (&crate::virtio::console::INFO, &[128; 64]),
     (&crate::virtio::balloon::INFO, &[128; 3]),
     (&crate::virtio::rng::INFO, &[8]),
     (&SCSI, &[256; 3]),
