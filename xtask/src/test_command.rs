@@ -11,6 +11,7 @@ use xtask::{Error, Result, packages, resources, tool};
 
 use crate::cargo;
 use crate::lab_command::{exit_status, quoted, to_standard_output};
+use crate::qos::QosArgs;
 use crate::way::{self, Way};
 
 /// The wall-clock limit for all guest tests together. A boot takes ten seconds in the lab, more where others use the CPUs.
@@ -25,7 +26,7 @@ const NETWORK_PACKAGES: [&str; 3] = ["iproute2", "passt", "tshark"];
 /// Set by a person who wants to see the guests' consoles.
 const ECHO: &str = "INNKEEPER_ECHO";
 
-/// Formatting, lints, unit and documentation tests, and tests with real guests.
+/// Formatting, lints, unit and documentation tests, QEMU's own device tests, and tests with real guests.
 #[derive(Args, Debug)]
 pub struct TestArgs {
     /// Only the tests with real guests.
@@ -65,6 +66,7 @@ pub fn test(args: &TestArgs) -> Result<u8> {
             packages::install(&NETWORK_PACKAGES, "test networks")?;
         }
         stage("unit tests", &["test", "--workspace"])?;
+        device_tests()?;
     }
     guest_tests(args)
 }
@@ -74,6 +76,17 @@ fn stage(name: &str, arguments: &[&str]) -> Result<()> {
     let started = Instant::now();
     tool::run(&mut cargo::command(arguments))?;
     println!("== {name}: passed in {:.0} s\n", started.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// QEMU's own device tests.
+fn device_tests() -> Result<()> {
+    println!("== device tests: cargo xtask qos");
+    let started = Instant::now();
+    match crate::qos::qos(&QosArgs::default())? {
+        0 => println!("== device tests: passed in {:.0} s\n", started.elapsed().as_secs_f32()),
+        _ => return Err(Error::Other("device tests of QEMU failed; see the table above".into())),
+    }
     Ok(())
 }
 

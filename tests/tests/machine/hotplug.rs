@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{self, Receiver};
 
+use devices::virtio::options::Pairs;
 use devices::virtio::virtq::testing::Buffer;
 use pci::Address;
 use tests::driver::machine::SCI;
@@ -67,12 +68,13 @@ fn events(machine: &Machine) -> Receiver<Event> {
 /// What QEMU says of a device that is gone: the virtio device and the function that it was behind.
 fn deleted(id: &str) -> [Event; 2] {
     let path = format!("/machine/peripheral/{id}");
-    let backend = Event::DeviceDeleted {
-        id: None,
-        path: format!("{path}/virtio-backend"),
+    let gone = |id, path| Event::DeviceDeleted {
+        id,
+        path,
+        references: Pairs::default(),
     };
-    let id = Some(id.to_owned());
-    [backend, Event::DeviceDeleted { id, path }]
+    let backend = gone(None, format!("{path}/virtio-backend"));
+    [backend, gone(Some(id.to_owned()), path)]
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use devices::virtio::options::Pairs;
+
 /// Why a machine was reset or switched off: QEMU's `ShutdownCause` (qapi/run-state.json), as far as it can come about here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cause {
@@ -64,6 +66,8 @@ pub enum Event {
         id: Option<String>,
         /// Its path in the tree of objects.
         path: String,
+        /// What its options referred to by name; nothing of what is only a part of a device.
+        references: Pairs,
     },
 }
 

@@ -1,7 +1,7 @@
 //! What QEMU creates by a name of its own and devices refer to: `-netdev`, `-drive` and `-blockdev`, `-chardev`, `-object`, and
 //! the QMP commands of the same names. Our devices carry their backend in their own options; here one becomes the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use devices::virtio::options::{ConfigError, Pairs};
 
@@ -16,8 +16,10 @@ pub type Named = BTreeMap<String, Pairs>;
 pub struct Backends {
     /// Networks: the options that our virtio-net-pci takes in place of `netdev=`.
     pub netdevs: Named,
-    /// Disks: the options that our virtio-blk-pci takes in place of `drive=`.
+    /// Disks: the options that our virtio-blk-pci takes in place of `drive=`. A drive without a medium has none.
     pub drives: Named,
+    /// Those of them that go with the device that shows them: `-drive`, not `-blockdev`.
+    fleeting: BTreeSet<String>,
     /// Character devices: the options of [`devices::chardev`], among them `backend`.
     pub chardevs: Named,
     /// Objects: QEMU's options without `id`; `qom-type` says which kind.
@@ -48,8 +50,27 @@ impl Backends {
     pub fn add_drive(&mut self, mut pairs: Pairs) -> Result<(), ConfigError> {
         let id = take_id(&mut pairs, "-drive", &self.drives)?;
         let subject = format!("-drive id={id}");
-        self.drives.insert(id, drive::from_drive(&subject, pairs)?);
+        self.drives.insert(id.clone(), drive::from_drive(&subject, pairs)?);
+        self.fleeting.insert(id);
         Ok(())
+    }
+
+    /// Takes a disk away; `false` when there is none of that name.
+    pub fn remove_drive(&mut self, name: &str) -> bool {
+        self.fleeting.remove(name);
+        self.drives.remove(name).is_some()
+    }
+
+    /// Is it a drive, as `-drive` makes them, and no node?
+    pub fn is_drive(&self, name: &str) -> bool {
+        self.fleeting.contains(name)
+    }
+
+    /// The device that showed this disk is gone. A drive goes with it, a node stays.
+    pub fn leave_drive(&mut self, name: &str) {
+        if self.is_drive(name) {
+            self.remove_drive(name);
+        }
     }
 
     /// `-blockdev` and QMP's `blockdev-add`: `driver=qcow2,node-name=d0,file.driver=file,file.filename=root.qcow2`.
@@ -162,5 +183,38 @@ pub(super) fn missing(subject: &str, key: &str) -> ConfigError {
             _ => "which kind it is to be",
         }
         .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_drive_goes_with_its_device_and_a_node_stays() {
+        let mut backends = Backends::default();
+        backends.add_drive(Pairs::parse("id=d,file=null-co://", None)).unwrap();
+        let node = "node-name=n,driver=raw,file.driver=null-co,file.read-zeroes=on";
+        backends.add_blockdev(Pairs::parse(node, None)).unwrap();
+        assert!(backends.is_drive("d") && !backends.is_drive("n"));
+        backends.leave_drive("d");
+        backends.leave_drive("n");
+        assert_eq!(backends.drives.keys().collect::<Vec<_>>(), ["n"]);
+        // Its name is free, and a node of that name is no drive.
+        let node = "node-name=d,driver=null-co,read-zeroes=on";
+        backends.add_blockdev(Pairs::parse(node, None)).unwrap();
+        assert!(!backends.is_drive("d"));
+    }
+
+    #[test]
+    fn a_drive_without_a_medium_is_shown_by_no_device() {
+        let mut backends = Backends::default();
+        backends.add_drive(Pairs::parse("id=d", None)).unwrap();
+        let error = backends
+            .resolve("virtio-blk-pci", Pairs::parse("drive=d", None))
+            .unwrap_err();
+        assert!(error.to_string().contains("drive is empty"), "{error}");
+        assert!(backends.remove_drive("d") && !backends.remove_drive("d"));
     }
 }

@@ -55,8 +55,11 @@ const SETTLED: &[Settled] = &[
     settled("latency-ns", &["0"], "requests take the time that they take"),
 ];
 
-/// What a `-drive` without `id` and `if` asks for.
+/// What a `-drive` without `id` and `if` asks for; nothing when it has no medium.
 pub(super) fn from_drive(subject: &str, pairs: Pairs) -> Result<Pairs, ConfigError> {
+    if pairs.is_empty() {
+        return Ok(pairs);
+    }
     let mut reader = Reader::new(subject, pairs);
     reader.settle(SETTLED)?;
     let cdrom = match reader.text("media").as_deref() {
@@ -280,13 +283,10 @@ impl Disk {
 
     /// The options of our device.
     fn options(self, subject: &str) -> Result<Pairs, ConfigError> {
-        let path = self.path.filter(|path| !path.is_empty()).ok_or_else(|| {
-            ConfigError::refused(
-                subject,
-                "no file is named, and there are no drives without a medium",
-                "add file=FILE",
-            )
-        })?;
+        let path = self
+            .path
+            .filter(|path| !path.is_empty())
+            .ok_or_else(|| ConfigError::refused(subject, "no file is named", "add file=FILE"))?;
         let mut options = Pairs::default();
         options.push("path", path);
         if !self.format.is_empty() {

@@ -163,7 +163,12 @@ fn write_cache(reader: &mut Reader, options: &mut Pairs) -> Result<(), ConfigErr
 
 /// What `key=id` of `device` refers to.
 fn referred<'a>(device: &str, key: &str, id: &str, named: &'a Named) -> Result<&'a Pairs, ConfigError> {
-    named.get(id).ok_or_else(|| {
+    let found = named.get(id);
+    if key == "drive" && found.is_some_and(Pairs::is_empty) {
+        let problem = format_args!("drive={id}: device needs media, but drive is empty");
+        return Err(ConfigError::refused(device, problem, "add file=FILE to the drive"));
+    }
+    found.ok_or_else(|| {
         let remedy = match key {
             "drive" => format!("add -drive if=none,id={id},file=FILE or -blockdev node-name={id},..."),
             "rng" => format!("add -object rng-random,id={id}"),

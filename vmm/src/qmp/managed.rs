@@ -1,6 +1,6 @@
 //! A machine of ours as QMP sees it, with CPUs or without.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::error::Error;
 use super::event::{DeviceDeleted, Event, Shutdown, ShutdownCause};
@@ -16,21 +16,28 @@ use crate::qemu::backends::Backends;
 pub struct Managed {
     remote: Arc<Remote>,
     about: About,
-    backends: Mutex<Backends>,
+    backends: Arc<Mutex<Backends>>,
 }
 
 impl Managed {
     /// The machine behind `remote`. Clients are told what `about` and `backends` say, and through `monitors` what happens to it.
     pub fn new(remote: Arc<Remote>, about: About, backends: Backends, monitors: &Monitors) -> Self {
         let monitors = monitors.clone();
+        let backends = Arc::new(Mutex::new(backends));
+        let drives = Arc::clone(&backends);
         remote.events().subscribe(move |event| {
+            if let events::Event::DeviceDeleted { references, .. } = event
+                && let Some(drive) = references.get("drive")
+            {
+                drives.lock().unwrap_or_else(PoisonError::into_inner).leave_drive(drive);
+            }
             monitors.emit(as_told(event));
             true
         });
         Self {
             remote,
             about,
-            backends: Mutex::new(backends),
+            backends,
         }
     }
 }
@@ -78,7 +85,7 @@ fn as_told(event: &events::Event) -> Event {
         events::Event::Reset(cause) => Event::Reset(shutdown(*cause)),
         events::Event::Shutdown(cause) => Event::Shutdown(shutdown(*cause)),
         events::Event::PowerDown => Event::Powerdown,
-        events::Event::DeviceDeleted { id, path } => Event::DeviceDeleted(DeviceDeleted {
+        events::Event::DeviceDeleted { id, path, .. } => Event::DeviceDeleted(DeviceDeleted {
             device: id.clone(),
             path: path.clone(),
         }),

@@ -25,7 +25,7 @@ use variant::Variant;
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// QEMU's own device tests, run against Innkeeper.
-#[derive(Args, Debug)]
+#[derive(Args, Default, Debug)]
 pub struct QosArgs {
     /// As what the devices appear.
     #[arg(long, value_enum, default_value_t)]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use devices::platform::{HotplugSlots, PciHotplug, PmEvents};
-use devices::virtio::options::ConfigError;
+use devices::virtio::options::{ConfigError, Pairs};
 use pci::Address;
 
 use super::{Inventory, Place, PlugError, Plugged, State};
@@ -110,10 +110,15 @@ impl Inventory {
         let path = plugged.path().to_owned();
         if plugged.slot().is_some() {
             let path = format!("{path}/virtio-backend");
-            self.events.emit(&Event::DeviceDeleted { id: None, path });
+            self.events.emit(&Event::DeviceDeleted {
+                id: None,
+                path,
+                references: Pairs::default(),
+            });
         }
         let id = plugged.id().map(str::to_owned);
-        self.events.emit(&Event::DeviceDeleted { id, path });
+        let references = plugged.config().references.clone();
+        self.events.emit(&Event::DeviceDeleted { id, path, references });
     }
 }
 

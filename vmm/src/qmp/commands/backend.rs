@@ -47,7 +47,7 @@ structures! {
 type ChardevBackend = Checked<types::ChardevBackend>;
 
 /// Does a device refer to `name` by `property`?
-fn is_used(context: &Context<'_>, property: &str, name: &str) -> bool {
+pub(super) fn is_used(context: &Context<'_>, property: &str, name: &str) -> bool {
     let devices = context.target.inventory().list();
     devices.iter().any(|plugged| plugged.reference(property) == Some(name))
 }
@@ -259,8 +259,9 @@ fn blockdev_del(context: &Context<'_>, arguments: NodeName) -> Result<Nothing, E
     if is_used(context, "drive", name) {
         return Err(Error::new(format_args!("Node {name} is in use")));
     }
-    let removed = context.backends().drives.remove(name);
-    removed
-        .map(|_| Nothing {})
-        .ok_or_else(|| Error::new(format_args!("Failed to find node with node-name='{name}'")))
+    if context.backends().remove_drive(name) {
+        Ok(Nothing {})
+    } else {
+        Err(Error::new(format_args!("Failed to find node with node-name='{name}'")))
+    }
 }

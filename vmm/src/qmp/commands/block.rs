@@ -290,22 +290,23 @@ pub(super) fn all(context: &Context<'_>) -> Vec<BlockInfo> {
     let disks = disks(context);
     let info = |name: &str, qdev: Option<String>, inserted| BlockInfo {
         device: name.to_owned(),
-        qdev,
         of: "unknown".to_owned(),
-        removable: false,
+        // What is in a drive that no device shows can be changed.
+        removable: qdev.is_none(),
+        qdev,
         locked: false,
-        inserted: Some(inserted),
+        inserted,
         io_status: Some(IoStatus::Ok),
     };
     let shown = disks.iter().map(|disk| {
         let name = disk.drive().unwrap_or_default();
         let medium = medium(name, disk.plugged.pairs(), Some(&disk.control));
-        info(name, Some(disk.plugged.backend_path()), medium)
+        info(name, Some(disk.plugged.backend_path()), Some(medium))
     });
     let idle = idle_drives(context, &disks);
     let idle = idle
         .iter()
-        .map(|(name, pairs)| info(name, None, medium(name, pairs, None)));
+        .map(|(name, pairs)| info(name, None, (!pairs.is_empty()).then(|| medium(name, pairs, None))));
     shown.chain(idle).collect()
 }
 

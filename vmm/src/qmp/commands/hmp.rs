@@ -3,8 +3,9 @@
 use std::fmt::{self, Write};
 
 use super::virtio::{OfDevice, OfElement, OfQueue};
-use super::{Command, Context, balloon, block, command, net, pci, virtio};
+use super::{Command, Context, backend, balloon, block, command, net, pci, virtio};
 use crate::machine::inventory::{Place, Plugged};
+use crate::qemu::keyval;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Nothing, structures};
 use crate::qmp::target::{Board, Order, Shown};
@@ -24,6 +25,13 @@ type Answer = fn(&Context<'_>, &[&str]) -> Result<String, Error>;
 
 /// Commands by their words, what they take behind them, and what they do.
 const LINES: &[(&str, &str, &str, Answer)] = &[
+    (
+        "drive_add",
+        "bus if=none,id=name[,option]",
+        "add a drive, which goes with the device that shows it",
+        drive_add,
+    ),
+    ("drive_del", "device", "remove a drive that no device shows", drive_del),
     ("help", "", "show the help", help),
     ("info balloon", "", "show balloon information", info_balloon),
     ("info block", "", "show info of all block devices", info_block),
@@ -91,6 +99,38 @@ fn list(prefix: &str) -> String {
 
 fn help(_: &Context<'_>, _: &[&str]) -> Result<String, Error> {
     Ok(list(""))
+}
+
+/// The first word is the bus of a controller, of which there is none.
+fn drive_add(context: &Context<'_>, words: &[&str]) -> Result<String, Error> {
+    let [_, options] = words else {
+        return Err(Error::new("drive_add: write 0 if=none,id=NAME,file=FILE"));
+    };
+    let mut pairs = keyval::parse("drive_add", options, None)?;
+    match pairs.take("if").as_deref() {
+        Some("none") => context.backends().add_drive(pairs)?,
+        other => {
+            let other = other.unwrap_or("ide");
+            return Err(Error::new(format_args!(
+                "Can't hot-add drive to type {other}: write if=none"
+            )));
+        }
+    }
+    Ok("OK\n".to_owned())
+}
+
+fn drive_del(context: &Context<'_>, words: &[&str]) -> Result<String, Error> {
+    let [name] = words else {
+        return Err(Error::new("drive_del: write the drive's name"));
+    };
+    if backend::is_used(context, "drive", name) {
+        return Err(Error::new(format_args!("'{name}' is in use: delete the device first")));
+    }
+    if !context.backends().is_drive(name) {
+        return Err(Error::new(format_args!("Device '{name}' not found")));
+    }
+    context.backends().remove_drive(name);
+    Ok(String::new())
 }
 
 fn order(context: &Context<'_>, order: Order) -> Result<String, Error> {

@@ -648,6 +648,31 @@ fn lines_for_people_are_understood() {
     assert_eq!(missing, generic("Parameter 'command-line' is missing"));
 }
 
+/// The names that `query-block` shows.
+fn drives(client: &Client) -> Vec<Value> {
+    let disks = client.ask("query-block");
+    disks
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|disk| disk["device"].clone())
+        .collect()
+}
+
+#[test]
+fn drives_come_and_go_by_lines_for_people() {
+    let client = Client::new();
+    assert_eq!(client.line("drive_add 0 if=none,id=d"), "OK\r\n");
+    assert!(client.line("drive_add 0 if=none,id=d").starts_with("Error: "));
+    assert!(client.line("drive_add 0 id=e").contains("if=none"));
+    assert_eq!(drives(&client), ["d"]);
+    let (class, words) = client.fails("device_add", json!({"driver": "virtio-blk-pci", "drive": "d"}));
+    assert!(class == "GenericError" && words.contains("drive is empty"), "{words}");
+    assert_eq!(client.line("drive_del d"), "");
+    assert!(drives(&client).is_empty());
+    assert_eq!(client.line("drive_del d"), "Error: Device 'd' not found\r\n");
+}
+
 #[test]
 fn commands_are_listed() {
     let commands = Client::new().run("query-commands", json!({})).unwrap();
