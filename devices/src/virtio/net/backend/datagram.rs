@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::os::fd::AsFd;
 
 use socket2::{Socket, Type};
 
@@ -14,7 +15,6 @@ use crate::virtio::info::Host;
 use crate::virtio::net::receive::ReceiveBuffers;
 use crate::virtio::options::{ConfigError, Options};
 use crate::virtio::virtq::GuestIoVec;
-use std::os::fd::AsFd;
 
 /// Notes that the far end is not there come in the place of datagrams; so many are passed over at
 /// once.
