@@ -97,6 +97,8 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Request, ConfigE
         board,
         backends,
         devices: Vec::new(),
+        old_cards: Vec::new(),
+        old_networks: Vec::new(),
     }
     .build()
     .map(|invocation| Request::Machine(Box::new(invocation)))
@@ -132,6 +134,10 @@ struct Builder {
     board: Board,
     backends: Backends,
     devices: Vec<DeviceConfig>,
+    /// The cards of `-net nic`.
+    old_cards: Vec<Pairs>,
+    /// The other `-net` options.
+    old_networks: Vec<Pairs>,
 }
 
 impl Builder {
@@ -139,6 +145,7 @@ impl Builder {
         for arg in std::mem::take(&mut self.collected.small) {
             self.small(&arg)?;
         }
+        self.join_old_networks()?;
         self.nics()?;
         let drives = self.drives()?;
         let debug_exit = self.devices()?;
@@ -470,6 +477,43 @@ impl Builder {
         Ok(())
     }
 
+    /// `-net`, the old way: one `nic,model=virtio` and one network make a `-nic`.
+    fn net(&mut self, value: &str) -> Result<(), ConfigError> {
+        let mut pairs = Pairs::parse(value, Some("type"));
+        match pairs.get("type") {
+            Some("none") => {}
+            Some("nic") => {
+                pairs.take("type");
+                self.old_cards.push(pairs);
+            }
+            _ => self.old_networks.push(pairs),
+        }
+        Ok(())
+    }
+
+    /// Joins what the `-net` options asked for. QEMU puts all of them on one hub; with one of each that is a cable.
+    fn join_old_networks(&mut self) -> Result<(), ConfigError> {
+        let refused = |problem: &str| {
+            let remedy = "write -nic TYPE,model=virtio-net-pci for each card";
+            Err(ConfigError::refused("-net", problem, remedy))
+        };
+        match (self.old_cards.len(), self.old_networks.len()) {
+            (0, 0) => Ok(()),
+            (1, 1) => {
+                let mut pairs = std::mem::take(&mut self.old_networks)
+                    .into_iter()
+                    .chain(self.old_cards.drain(..));
+                let mut nic = pairs.next().unwrap_or_default();
+                nic.extend(pairs.flatten());
+                self.collected.groups.push((Group::Nic, nic));
+                Ok(())
+            }
+            (_, 0) => refused("there is a card without a network"),
+            (0, _) => refused("there is a network without a card"),
+            _ => refused("there are several cards, or several networks"),
+        }
+    }
+
     /// Options of which there is little to say.
     fn small(&mut self, arg: &Arg) -> Result<(), ConfigError> {
         let value = arg.value.as_str();
@@ -494,7 +538,7 @@ impl Builder {
             }
             Opt::Vga | Opt::Vnc => none(displays),
             Opt::Parallel => none("there is no parallel port"),
-            Opt::Net => none("-net is for cards that are not here; write -nic TYPE,model=virtio-net-pci"),
+            Opt::Net => self.net(value),
             Opt::Audiodev => plain(
                 &[
                     settled("driver", &["none"], "there is no sound"),

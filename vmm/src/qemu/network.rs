@@ -222,7 +222,12 @@ pub(super) fn nic(pairs: Pairs) -> Result<Option<(Pairs, Pairs)>, ConfigError> {
         ));
     }
     let mut card = Pairs::default();
-    for (key, ours) in [("mac", "mac"), ("addr", "addr"), ("macaddr", "mac")] {
+    for (key, ours) in [
+        ("mac", "mac"),
+        ("addr", "addr"),
+        ("macaddr", "mac"),
+        ("vectors", "vectors"),
+    ] {
         if let Some(value) = reader.text(key) {
             card.push(ours, value);
         }

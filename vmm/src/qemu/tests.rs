@@ -194,9 +194,7 @@ const PUBLIC: &[(&str, &str, Fate)] = &[
         "syzkaller, as its setup guide starts an image by hand",
         "-m 2G -smp 2 -kernel bzImage -append 'console=ttyS0 root=/dev/sda earlyprintk=serial net.ifnames=0' -drive file=bullseye.img,format=raw \
          -net user,host=10.0.2.10,hostfwd=tcp:127.0.0.1:10021-:22 -net nic,model=e1000 -enable-kvm -nographic -pidfile vm.pid",
-        Refused(
-            "-net user,host=10.0.2.10,hostfwd=tcp:127.0.0.1:10021-:22: -net is for cards that are not here; write -nic",
-        ),
+        Refused("-nic: the card would be an e1000, which is not here; add model=virtio-net-pci"),
     ),
     (
         "the kernel's KUnit, x86-64 with KVM",
@@ -214,8 +212,9 @@ const PUBLIC: &[(&str, &str, Fate)] = &[
         "buildroot, qemu_x86_64_defconfig",
         "-M pc -kernel bzImage -drive file=rootfs.ext2,if=virtio,format=raw -append 'rootwait root=/dev/vda console=tty1 console=ttyS0' \
          -net nic,model=virtio -net user -nographic",
-        Refused(
-            "-net nic,model=virtio: -net is for cards that are not here; write -nic TYPE,model=virtio-net-pci; write -net none",
+        Runs(
+            &["virtio-net-pci,user=on", "virtio-blk-pci,path=rootfs.ext2,format=raw"],
+            0,
         ),
     ),
     (

@@ -139,8 +139,8 @@ pub static SECTIONS: &[Section] = &[
             "a network for -device virtio-net-pci"),
         row("nic", Some("TYPE,model=virtio[,KEY=VALUE...]"), Acts(Opt::Each(Group::Nic)),
             "a network and its card in one; none for none, which is the default here"),
-        row("net", Some("none"), Acts(Opt::Net),
-            "none, which is the default here; others: -netdev with -device virtio-net-pci, or -nic"),
+        row("net", Some("none|nic,model=virtio|user|tap|..."), Acts(Opt::Net),
+            "the old way: one nic and one network make a -nic; none is the default here"),
     ] },
     Section { title: "Devices and lines", rows: &[
         row("device", Some("NAME[,KEY=VALUE...]"), Acts(Opt::Each(Group::Device)),
