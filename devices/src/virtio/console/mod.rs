@@ -13,8 +13,6 @@ mod mailbox;
 pub mod message;
 pub mod port;
 mod queue;
-#[cfg(test)]
-mod tests;
 
 pub use control::{SerialControl, SerialEvent};
 pub use device::{INFO, Serial};
