@@ -16,6 +16,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use devices::virtio::options::Pairs;
 
 use crate::config::{DEBUG_EXIT_PORT, PciResources, parse_size};
+use crate::qmp::server::Endpoint;
 
 /// Runs Linux guests on KVM with the virtio devices that QEMU gives them.
 #[derive(Parser)]
@@ -101,6 +102,9 @@ struct RunArgs {
     /// An I/O thread for devices to run on; several times
     #[arg(long, value_name = "NAME")]
     iothread: Vec<String>,
+    /// A monitor for programs that speak QMP: unix:PATH, to which they connect, or stdio; several times
+    #[arg(long, value_name = "WHERE", value_parser = parse_qmp)]
+    qmp: Vec<Endpoint>,
     /// Who places the BARs of PCI devices: firmware (before the kernel starts) or guest
     #[arg(long, value_name = "WHO", value_enum, default_value_t)]
     pci_resources: ResourcesArg,
@@ -164,6 +168,17 @@ fn parse_serial(text: &str) -> Result<SerialTarget, String> {
         Some(("file", path)) if !path.is_empty() => Ok(SerialTarget::File(path.into())),
         Some(("socket", path)) if !path.is_empty() => Ok(SerialTarget::Socket(path.into())),
         _ => Err("use stdio, none, pty, file=PATH or socket=PATH".into()),
+    }
+}
+
+fn parse_qmp(text: &str) -> Result<Endpoint, String> {
+    match text.split_once(':') {
+        None if text == "stdio" => Ok(Endpoint::Stdio),
+        Some(("unix", path)) if !path.is_empty() => Ok(Endpoint::UnixServer {
+            path: path.into(),
+            wait: false,
+        }),
+        _ => Err("use unix:PATH or stdio".into()),
     }
 }
 
@@ -296,6 +311,21 @@ mod tests {
         assert!(
             !error.contains('\n') && error.contains("--memori") && error.contains("'--memory'"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn monitors_are_sockets_or_standard_input_and_output() {
+        let args = run_args(&["k", "--serial", "none", "--qmp", "unix:/x", "--qmp", "stdio"]).unwrap();
+        let socket = Endpoint::UnixServer {
+            path: "/x".into(),
+            wait: false,
+        };
+        assert_eq!(args.qmp, [socket, Endpoint::Stdio]);
+        assert!(
+            run_args(&["k", "--qmp", "tcp:1"])
+                .unwrap_err()
+                .contains("use unix:PATH or stdio")
         );
     }
 

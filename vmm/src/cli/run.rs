@@ -1,6 +1,7 @@
 //! `innkeeper run`: a guest from the command line to its end.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use devices::virtio::console::{PortKind, SerialControl};
 
@@ -11,13 +12,26 @@ use crate::config::{DeviceConfig, MachineConfig};
 use crate::machine::console::Console;
 use crate::machine::inventory::Inventory;
 use crate::machine::{Machine, Outcome, StartError, serial_buses};
+use crate::qemu::backends::Backends;
+use crate::qmp::json::Style;
+use crate::qmp::link::Monitors;
+use crate::qmp::managed::Managed;
+use crate::qmp::server::{Endpoint, MonitorConfig, Server};
+use crate::qmp::target::{About, Target};
 use crate::signals::Signals;
 
 /// Launches the guest and waits for its end.
-pub fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
+pub fn run(mut args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let stats_wanted = args.stats;
     let on_terminal = args.has_terminal();
     let on_stdio = args.serial() == SerialTarget::Stdio;
+    let endpoints = std::mem::take(&mut args.qmp);
+    if on_terminal && endpoints.contains(&Endpoint::Stdio) {
+        let problem =
+            "--qmp stdio: a console is on standard input and output already; use --serial none, or --qmp unix:PATH";
+        return Err(Failure::Usage(problem.into()));
+    }
+    let about = About::new(args.cpus, args.memory);
     let (config, serial) = resolve(*args)?;
     if !on_stdio && serial.description() != "none" {
         eprintln!("innkeeper: serial port on {}", serial.description());
@@ -28,6 +42,7 @@ pub fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let consoles = Consoles::of(machine.inventory());
     consoles.announce();
     consoles.resize();
+    let monitors = serve_qmp(endpoints, about, &machine)?;
     let raw = on_terminal.then(|| RawMode::enter(false)).flatten();
     let guest = machine.start().map_err(failure)?;
 
@@ -39,6 +54,8 @@ pub fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
         guest.stop();
     }
     let (outcome, stats) = guest.wait();
+    // Clients hear of the end.
+    drop(monitors);
     drop(raw);
 
     if stats_wanted {
@@ -54,6 +71,24 @@ pub fn run(args: Box<RunArgs>) -> Result<ExitCode, Failure> {
             Ok(exit::status(&outcome))
         }
     }
+}
+
+/// Lets programs watch and steer the machine.
+fn serve_qmp(endpoints: Vec<Endpoint>, about: About, machine: &Machine) -> Result<Option<Server>, Failure> {
+    if endpoints.is_empty() {
+        return Ok(None);
+    }
+    let config = |(index, endpoint)| MonitorConfig {
+        label: format!("qmp{index}"),
+        endpoint,
+        style: Style::Line,
+    };
+    let configs: Vec<_> = endpoints.into_iter().enumerate().map(config).collect();
+    let monitors = Monitors::default();
+    let managed = Managed::new(Arc::clone(machine.remote()), about, Backends::default(), &monitors);
+    let target: Arc<dyn Target> = Arc::new(managed);
+    let server = Server::start(&configs, &monitors, &target);
+    server.map(Some).map_err(|error| Failure::Usage(error.to_string()))
 }
 
 /// What a user would wonder about.

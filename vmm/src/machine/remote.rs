@@ -265,7 +265,7 @@ mod tests {
                 .events()
                 .subscribe(move |event| sender.send(event.clone()).is_ok());
             let remote = Arc::new(remote);
-            let (cpus, mut requests) = (Arc::clone(&remote), requests.to_vec().into_iter());
+            let (cpus, mut requests) = (Arc::clone(&remote), requests.iter().copied());
             let cpu = thread::spawn(move || {
                 while let Gate::Run(_) = cpus.control.gate() {
                     match requests.next() {

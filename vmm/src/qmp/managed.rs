@@ -6,6 +6,7 @@ use super::error::Error;
 use super::event::{DeviceDeleted, Event, Shutdown, ShutdownCause};
 use super::link::Monitors;
 use super::target::{About, Order, RunState, Target};
+use super::watch::watch;
 use crate::machine::control;
 use crate::machine::events::{self, Cause};
 use crate::machine::inventory::Inventory;
@@ -22,7 +23,7 @@ pub struct Managed {
 impl Managed {
     /// The machine behind `remote`. Clients are told what `about` and `backends` say, and through `monitors` what happens to it.
     pub fn new(remote: Arc<Remote>, about: About, backends: Backends, monitors: &Monitors) -> Self {
-        let monitors = monitors.clone();
+        let told = monitors.clone();
         let backends = Arc::new(Mutex::new(backends));
         let drives = Arc::clone(&backends);
         remote.events().subscribe(move |event| {
@@ -31,9 +32,12 @@ impl Managed {
             {
                 drives.lock().unwrap_or_else(PoisonError::into_inner).leave_drive(drive);
             }
-            monitors.emit(as_told(event));
+            told.emit(as_told(event));
             true
         });
+        for plugged in remote.inventory().list() {
+            watch(&plugged, remote.inventory(), monitors);
+        }
         Self {
             remote,
             about,

@@ -22,3 +22,4 @@ mod testing;
 mod threads;
 mod tree;
 mod types;
+mod watch;

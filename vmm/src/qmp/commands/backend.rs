@@ -1,5 +1,6 @@
 //! What devices refer to by name, coming and going: networks, disks, character devices, objects.
 
+use devices::virtio::block::backend::NULL_PREFIX;
 use devices::virtio::options::Pairs;
 use serde_json::{Map, Value};
 
@@ -251,7 +252,24 @@ fn blockdev_add(context: &Context<'_>, arguments: Checked<types::BlockdevOptions
         return Err(Error::new(format_args!("Duplicate nodes with node-name='{name}'")));
     }
     backends.add_blockdev(pairs::flatten(members))?;
-    Ok(Nothing {})
+    let path = backends
+        .drives
+        .get(&name)
+        .and_then(|drive| drive.get("path"))
+        .unwrap_or_default();
+    let unreadable = match path.starts_with(NULL_PREFIX) {
+        true => None,
+        false => std::fs::metadata(path)
+            .err()
+            .map(|error| format!("Could not open '{path}': {error}")),
+    };
+    match unreadable {
+        None => Ok(Nothing {}),
+        Some(problem) => {
+            backends.drives.remove(&name);
+            Err(Error::new(problem))
+        }
+    }
 }
 
 fn blockdev_del(context: &Context<'_>, arguments: NodeName) -> Result<Nothing, Error> {

@@ -148,7 +148,7 @@ structures! {
         invalid_unmap_operations: u64,
         account_invalid: bool,
         account_failed: bool,
-        timed_stats: Vec<i64>,
+        timed_stats: Vec<Nothing>,
     }
     struct NodesFlat {
         flat: Option<bool>,

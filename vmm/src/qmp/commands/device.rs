@@ -6,6 +6,7 @@ use crate::qmp::error::Error;
 use crate::qmp::pairs;
 use crate::qmp::schema::{Checked, Member, Nothing, Object, Qapi, Type, structures};
 use crate::qmp::target::{Board, find_device};
+use crate::qmp::watch::watch;
 
 pub(super) static COMMANDS: &[Command] = &[command!("device_add", device_add), command!("device_del", device_del)];
 
@@ -46,7 +47,9 @@ fn device_add(context: &Context<'_>, arguments: Checked<DeviceAdd>) -> Result<No
         return Err(Error::new(format_args!("No 'PCI' bus found for device '{driver}'")));
     }
     let config = context.backends().resolve(&driver, pairs)?;
-    context.target.inventory().hot_plug(&config).map_err(Error::new)?;
+    let inventory = context.target.inventory();
+    let plugged = inventory.hot_plug(&config).map_err(Error::new)?;
+    watch(&plugged, inventory, context.monitors);
     Ok(Nothing {})
 }
 

@@ -3,6 +3,7 @@
 mod backend;
 mod balloon;
 mod block;
+mod command_line;
 pub mod control;
 mod device;
 mod hmp;
@@ -86,6 +87,7 @@ fn run<A: Arguments, R: Returned>(
 static TABLES: &[&[Command]] = &[
     control::COMMANDS,
     machine::COMMANDS,
+    command_line::COMMANDS,
     run::COMMANDS,
     qom::COMMANDS,
     device::COMMANDS,

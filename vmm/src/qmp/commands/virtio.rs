@@ -171,10 +171,34 @@ structures! {
         /// The used ring.
         used: VirtioRingUsed,
     }
-    /// The state of a queue that vhost serves. There is none to be seen.
+    /// The state of a queue that vhost serves, as QEMU has it. Nothing is to be seen of such queues yet.
     pub struct VirtVhostQueueStatus {
         /// The device's name.
         name: String,
+        /// Descriptor of the doorbell.
+        kick: i64,
+        /// Descriptor of the interrupt.
+        call: i64,
+        /// Descriptor table in our address space.
+        desc: u64,
+        /// Available ring in our address space.
+        avail: u64,
+        /// Used ring in our address space.
+        used: u64,
+        /// Descriptors.
+        num: i64,
+        /// Guest-physical address of the descriptor table.
+        desc_phys as "desc-phys": u64,
+        /// Its bytes.
+        desc_size as "desc-size": u64,
+        /// Guest-physical address of the available ring.
+        avail_phys as "avail-phys": u64,
+        /// Its bytes.
+        avail_size as "avail-size": u64,
+        /// Guest-physical address of the used ring.
+        used_phys as "used-phys": u64,
+        /// Its bytes.
+        used_size as "used-size": u64,
     }
 }
 
