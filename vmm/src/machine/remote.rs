@@ -265,8 +265,9 @@ mod tests {
                 .events()
                 .subscribe(move |event| sender.send(event.clone()).is_ok());
             let remote = Arc::new(remote);
-            let (cpus, mut requests) = (Arc::clone(&remote), requests.iter().copied());
+            let (cpus, requests) = (Arc::clone(&remote), requests.to_vec());
             let cpu = thread::spawn(move || {
+                let mut requests = requests.into_iter();
                 while let Gate::Run(_) = cpus.control.gate() {
                     match requests.next() {
                         Some(request) => cpus.request(request),

@@ -658,7 +658,7 @@ fn drives(client: &Client) -> Vec<Value> {
 #[test]
 fn drives_come_and_go_by_lines_for_people() {
     let client = Client::new();
-    assert_eq!(client.line("drive_add 0 if=none,id=d"), "OK\r\n");
+    assert_eq!(client.line("drive_add 0 if=none,id=d"), "OK\n");
     assert!(client.line("drive_add 0 if=none,id=d").starts_with("Error: "));
     assert!(client.line("drive_add 0 id=e").contains("if=none"));
     assert_eq!(drives(&client), ["d"]);
@@ -666,7 +666,7 @@ fn drives_come_and_go_by_lines_for_people() {
     assert!(class == "GenericError" && words.contains("drive is empty"), "{words}");
     assert_eq!(client.line("drive_del d"), "");
     assert!(drives(&client).is_empty());
-    assert_eq!(client.line("drive_del d"), "Error: Device 'd' not found\r\n");
+    assert_eq!(client.line("drive_del d"), "Error: Device 'd' not found\n");
 }
 
 #[test]
