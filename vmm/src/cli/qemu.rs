@@ -35,7 +35,8 @@ pub fn is_called_by(program: &str) -> bool {
         .is_some_and(|name| NAMES.contains(&name))
 }
 
-/// Does what the words say. Statuses are QEMU's: 1 for whatever went wrong, 0 for every other end but that of a debug-exit.
+/// Does what the words say. Statuses are QEMU's: 1 for whatever went wrong, 0 for every other end but that of a
+/// debug-exit.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let text = |word: OsString| {
         let shown = word.to_string_lossy().into_owned();
@@ -238,7 +239,8 @@ fn console(options: Option<&Pairs>) -> Result<Console, Failure> {
         Some("null") => Ok(Console::none()),
         _ => {
             return Err(Failure::Usage(format!(
-                "-serial ({options}): the serial port leads to stdio, pty, file:PATH, unix:PATH or null; a virtconsole leads anywhere"
+                "-serial ({options}): the serial port leads to stdio, pty, file:PATH, unix:PATH or null; \
+                 a virtconsole leads anywhere"
             )));
         }
     };

@@ -1,5 +1,5 @@
-//! The words of QEMU's command line: which options there are, what each takes, and what becomes of it here. The table also makes
-//! `-help` and the manual.
+//! The words of QEMU's command line: which options there are, what each takes, and what becomes of it here. The table
+//! also makes `-help` and the manual.
 
 mod group;
 mod table;

@@ -1,5 +1,6 @@
-//! What QEMU creates by a name of its own and devices refer to: `-netdev`, `-drive` and `-blockdev`, `-chardev`, `-object`, and
-//! the QMP commands of the same names. Our devices carry their backend in their own options; here one becomes the other.
+//! What QEMU creates by a name of its own and devices refer to: `-netdev`, `-drive` and `-blockdev`, `-chardev`,
+//! `-object`, and the QMP commands of the same names. Our devices carry their backend in their own options; here one
+//! becomes the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -132,8 +133,8 @@ impl Backends {
             .collect()
     }
 
-    /// A device as `-device` and `device_add` have it (`pairs` without `driver`), with its references turned into the options of
-    /// our devices.
+    /// A device as `-device` and `device_add` have it (`pairs` without `driver`), with its references turned into the
+    /// options of our devices.
     ///
     /// # Errors
     /// A reference to nothing, or a property that has no counterpart.

@@ -243,8 +243,8 @@ impl Disk {
         Ok(())
     }
 
-    /// `cache.direct`, `cache.writeback` and `cache.no-flush`, the three that QEMU's words for `cache=` stand for (block.c,
-    /// `bdrv_parse_cache_mode`).
+    /// `cache.direct`, `cache.writeback` and `cache.no-flush`, the three that QEMU's words for `cache=` stand for
+    /// (block.c, `bdrv_parse_cache_mode`).
     fn cache_flags(&mut self, reader: &mut Reader) -> Result<(), ConfigError> {
         let direct = reader.flag("cache.direct")?;
         let writeback = reader.flag("cache.writeback")?;

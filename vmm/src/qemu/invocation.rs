@@ -104,8 +104,8 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Request, ConfigE
     .map(|invocation| Request::Machine(Box::new(invocation)))
 }
 
-/// Everything that others refer to. Of kinds that refer to each other, each comes after what it refers to; of one kind, in the
-/// user's order.
+/// Everything that others refer to. Of kinds that refer to each other, each comes after what it refers to; of one
+/// kind, in the user's order.
 fn backends(collected: &mut Collected) -> Result<Backends, ConfigError> {
     let mut backends = Backends::default();
     for object in collected.of(Group::Object) {
@@ -353,8 +353,8 @@ impl Builder {
         })
     }
 
-    /// The one serial port. Without a word of the user it leads to this terminal, unless somebody else is there or the user wants
-    /// neither windows nor defaults.
+    /// The one serial port. Without a word of the user it leads to this terminal, unless somebody else is there or
+    /// the user wants neither windows nor defaults.
     fn serial(&mut self, monitors: &[Monitor]) -> Result<Option<Pairs>, ConfigError> {
         let serials = std::mem::take(&mut self.collected.serials);
         let mut ports = serials.iter().map(|text| lines::short("-serial", text));
@@ -603,7 +603,8 @@ fn once(driver: &str, pairs: &Pairs, used: &mut Vec<(&'static str, String)>) -> 
     Ok(())
 }
 
-/// `-device isa-debug-exit`: its port. A write to any of its ports ends the machine in QEMU, and the first is what everybody uses.
+/// `-device isa-debug-exit`: its port. A write to any of its ports ends the machine in QEMU, and the first is what
+/// everybody uses.
 fn debug_exit_port(pairs: Pairs) -> Result<u16, ConfigError> {
     let mut reader = Reader::new("isa-debug-exit", pairs);
     let port = reader.number("iobase")?.unwrap_or(u64::from(DEBUG_EXIT_PORT));

@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use crate::qmp::json;
 
-/// Takes the value of the option `subject` apart. Where QEMU takes JSON too, so does this: a text that begins with a brace.
+/// Takes the value of the option `subject` apart. Where QEMU takes JSON too, so does this: a text that begins with a
+/// brace.
 ///
 /// # Errors
 /// The JSON is none, or is not an object of plain values.
@@ -23,7 +24,8 @@ pub fn parse(subject: &str, text: &str, implied: Option<&str>) -> Result<Pairs, 
     from_json(subject, &value)
 }
 
-/// The members of an object, those of objects within it with dotted keys: `{"file": {"driver": "file"}}` is `file.driver=file`.
+/// The members of an object, those of objects within it with dotted keys: `{"file": {"driver": "file"}}` is
+/// `file.driver=file`.
 ///
 /// # Errors
 /// It is no object.

@@ -1,5 +1,5 @@
-//! Character devices: QEMU's `-chardev`, and the short forms that `-serial`, `-monitor` and `-qmp` take, made into the options
-//! of our far ends ([`devices::chardev`]).
+//! Character devices: QEMU's `-chardev`, and the short forms that `-serial`, `-monitor` and `-qmp` take, made into
+//! the options of our far ends ([`devices::chardev`]).
 
 use devices::virtio::options::{ConfigError, Pairs};
 

@@ -129,8 +129,8 @@ fn socket(mut reader: Reader) -> Result<Pairs, ConfigError> {
     Ok(options)
 }
 
-/// `addr.type=unix,addr.path=..`, `addr.type=inet,addr.host=..,addr.port=..` or `addr.type=fd,addr.str=..`, with `prefix` in place
-/// of `addr`; as one word.
+/// `addr.type=unix,addr.path=..`, `addr.type=inet,addr.host=..,addr.port=..` or `addr.type=fd,addr.str=..`, with
+/// `prefix` in place of `addr`; as one word.
 fn address(reader: &mut Reader, prefix: &str) -> Result<Option<String>, ConfigError> {
     let key = |name: &str| format!("{prefix}.{name}");
     let Some(kind) = reader.text(&key("type")) else {

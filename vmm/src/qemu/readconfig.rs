@@ -1,4 +1,5 @@
-//! Files of `-readconfig`: sections `[group "id"]` with lines `key = "value"` (docs/config in QEMU's source has examples).
+//! Files of `-readconfig`: sections `[group "id"]` with lines `key = "value"` (docs/config in QEMU's source has
+//! examples).
 
 use devices::virtio::options::{ConfigError, Pairs};
 
