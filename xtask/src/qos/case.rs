@@ -76,7 +76,7 @@ fn reason(output: &str) -> String {
     lines()
         .find(starts(&["innkeeper:", "qemu-system-x86_64:", "thread '"]))
         .or_else(|| lines().find(starts(&["Bail out!", "ERROR:", "**ERROR", "not ok"])))
-        .or_else(|| lines().filter(|line| !line.starts_with('#')).next_back())
+        .or_else(|| lines().rfind(|line| !line.starts_with('#')))
         .unwrap_or("ended without a word")
         .to_owned()
 }
