@@ -159,6 +159,36 @@ fn a_reset_takes_out_what_the_guest_was_asked_for() {
 }
 
 #[test]
+fn what_sits_on_a_device_goes_at_once_or_with_the_device() {
+    let machine = Machine::new(&[
+        ("virtio-serial-pci", "id=serial,addr=5"),
+        ("virtserialport", "id=first"),
+    ])
+    .unwrap();
+    let happened = events(&machine);
+    hot_plug(&machine, "virtserialport", "id=second,bus=serial.0");
+    machine.inventory().unplug("second").unwrap();
+    let port = |id: &str| Event::DeviceDeleted {
+        id: Some(id.to_owned()),
+        path: format!("/machine/peripheral/{id}"),
+        references: Pairs::default(),
+    };
+    assert_eq!(happened.try_iter().collect::<Vec<_>>(), [port("second")]);
+    assert_eq!(
+        (machine.port(UP, 4), machine.port(DOWN, 4)),
+        (0, 0),
+        "the bus knows nothing of it"
+    );
+    eject(&machine, 5);
+    let [backend, function] = deleted("serial");
+    assert_eq!(
+        happened.try_iter().collect::<Vec<_>>(),
+        [port("first"), backend, function]
+    );
+    assert!(machine.inventory().list().is_empty());
+}
+
+#[test]
 fn a_device_that_is_busy_finishes_before_it_goes() {
     let image = Image::new(1024);
     let machine = Machine::new(&[("virtio-blk-pci", &image.options(",id=disk,addr=6"))]).unwrap();
