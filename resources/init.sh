@@ -29,6 +29,35 @@ if [ -d /sys/bus/virtio/devices ]; then
 		for file in device vendor status features modalias; do echo "$file $(cat $device/$file)"; done
 	done
 fi
+if [ -d /sys/bus/pci/drivers/virtio-pci ]; then
+	section buses
+	for folder in /sys/bus/pci/drivers/virtio-pci /sys/bus/virtio/devices /sys/bus/virtio/drivers /sys/bus/virtio/drivers/*; do
+		echo "$folder: $(ls $folder | tr '\n' ' ')"
+	done
+fi
+for card in /sys/class/net/e*; do
+	[ -e $card ] || continue
+	section "net ${card##*/}"
+	ip link set ${card##*/} up
+	for file in address mtu carrier operstate speed duplex tx_queue_len type addr_assign_type; do
+		echo "$file $(cat $card/$file 2>/dev/null)"
+	done
+	ls $card/queues
+	[ -x /bin/ethtool ] || continue
+	section "ethtool ${card##*/}"
+	for option in -k -i -l -g; do ethtool $option ${card##*/} 2>&1; done
+done
+if [ -e /sys/class/misc/hw_random/rng_current ]; then
+	section hwrng
+	cat /sys/class/misc/hw_random/rng_current /sys/class/misc/hw_random/rng_available
+fi
+if [ -d /sys/class/virtio-ports ]; then
+	section ports
+	for port in /sys/class/virtio-ports/*; do
+		[ -e $port ] && echo "${port##*/} $(cat $port/name 2>/dev/null)"
+	done
+	ls -d /dev/hvc0 2>/dev/null
+fi
 for disk in /sys/block/vd*; do
 	[ -e $disk ] || continue
 	section "block ${disk##*/}"
@@ -36,6 +65,10 @@ for disk in /sys/block/vd*; do
 		[ -f $disk/$file ] && echo "$file $(cat $disk/$file 2>/dev/null)"
 	done
 done
+if [ -x /bin/lspci ] && [ -z "$job" ]; then
+	section lspci
+	lspci -nn
+fi
 if [ "$io" = write ]; then
 	section io
 	dd if=/dev/urandom of=/pattern bs=64k count=64 2>/dev/null

@@ -81,7 +81,14 @@ impl Extras {
 }
 
 /// Modules of a kernel that drive virtio devices, in an order in which `virtio_pci` finds devices before their drivers come.
-const VIRTIO_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio-rng"];
+const VIRTIO_MODULES: [&str; 6] = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtio_balloon",
+    "virtio-rng",
+];
 
 /// Modules of a kernel for a file system; ext4 asks for its checksum by the name of an algorithm, which no dependency tells.
 const FILE_SYSTEM_MODULES: [&str; 2] = ["crc32c_generic", "ext4"];

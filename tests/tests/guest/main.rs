@@ -26,4 +26,5 @@ mod filesystem;
 mod hotplug;
 mod life;
 mod program;
+mod table;
 mod yardstick;
