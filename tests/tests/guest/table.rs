@@ -46,7 +46,7 @@ fn both(kernel: &str, name: &str, force_legacy: bool, cpus: u32, variant: &str) 
             ["-drive", &format!("if=none,id=d0,format=raw,file={path}")],
             ["-device", &format!("virtio-blk-pci,drive=d0{variant}")],
             ["-netdev", "hubport,hubid=0,id=n0"],
-            ["-device", &format!("virtio-net-pci,netdev=n0{variant}")],
+            ["-device", &format!("virtio-net-pci,netdev=n0,romfile={variant}")],
             ["-device", &format!("virtio-serial-pci,id=serial0{variant}")],
             ["-device", &format!("virtio-balloon-pci{variant}")],
             ["-device", &format!("virtio-rng-pci{variant}")],
