@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: Debian's own kernel boots, lists the PCI bus and powers off.
+//! `cargo xtask demo`: Debian's own kernel boots with every device of the table, draws its buses and powers off.
 
 use std::fs::File;
 use std::path::Path;
@@ -6,13 +6,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use xtask::initramfs::Initramfs;
+use xtask::initramfs::{Initramfs, LOAD_MODULES};
 use xtask::kernel::{DebianKernel, Flavour};
 use xtask::lab::{self, Failure, Job, Lab, process, scratch};
+use xtask::modules::ModuleTree;
 use xtask::{Error, Result, resources};
 
 use crate::cargo;
-use crate::lab_command::{exit_status, to_standard_output};
+use crate::lab_command::{exit_status, quoted, to_standard_output};
 use crate::way::{self, Way};
 
 /// A boot takes seconds; one that takes minutes has hung.
@@ -22,18 +23,61 @@ const INIT: &str = r#"#!/bin/sh
 export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev 2>/dev/null
+echo 1 > /proc/sys/kernel/printk
+LOAD_MODULES
 echo
 echo "This is Linux $(uname -r), started by Innkeeper. CPUs: $(nproc), memory: $(($(sed -n 's/MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo) / 1024)) MiB."
-echo "Its PCI bus:"
 echo
-# It would also name modules that are not loaded, if there were an index of them.
-lspci -nn -k 2>&1 | grep -v libkmod
+echo "/sys/bus/pci                                                                 /sys/bus/virtio"
+for path in /sys/bus/pci/devices/*; do
+	function=${path##*:00:}
+	row="  $(lspci -nn -s $function 2>/dev/null | sed 's/Red Hat, Inc. //; s/Intel Corporation //; s/ (rev .*//')"
+	for device in $path/virtio*; do
+		[ -e $device ] || continue
+		driver=$(basename $(readlink -f $device/driver))
+		row="$(printf '%-72.72s ── %s, driver %s' "$row" ${device##*/} $driver)"
+	done
+	echo "$row"
+done
+echo
+echo "What the drivers made of them:"
+for name in block/vda net/eth0 virtio-ports/vport2p1 misc/hw_random; do
+	[ -e /sys/class/$name ] && echo "  /sys/class/$name"
+done
+for file in block/vda/size net/eth0/address virtio-ports/vport2p1/name misc/hw_random/rng_current; do
+	[ -e /sys/class/$file ] && echo "  $file: $(cat /sys/class/$file)"
+done
 echo
 echo "Powering off."
 poweroff -f
 "#;
 
-/// Boots Debian's own, unmodified kernel, which lists its PCI bus and powers off.
+/// The drivers of the devices; those that a kernel has built in are left out.
+const DRIVERS: [&str; 6] = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtio_balloon",
+    "virtio-rng",
+];
+
+/// One device of each row of the table. None of them needs anything of the host.
+const DEVICES: [&str; 10] = [
+    "--disk",
+    "null-co://,size=64M",
+    "--net",
+    "hub=0",
+    "--port",
+    "name=org.example.agent,null=on",
+    "--balloon",
+    "--rng",
+    "--memory",
+    "512M",
+];
+
+/// Boots Debian's own, unmodified kernel with every device of the table; it draws its buses and powers off.
 #[derive(Args, Debug)]
 pub struct DemoArgs {
     /// Use the lab even where this host's KVM could run the guest.
@@ -50,7 +94,7 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     println!("building innkeeper");
     let innkeeper = cargo::build(&["build", "--release", "-p", "vmm", "--bin", "innkeeper"], "innkeeper")?;
     let kernel = DebianKernel::fetch(Flavour::Cloud)?;
-    let guest = guest()?;
+    let guest = guest(&kernel)?;
     let way = way::decide(&innkeeper, args.lab)?;
     println!("booting Debian's kernel {} ({way})\n", kernel.release);
     let prepared = started.elapsed();
@@ -68,13 +112,14 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
     Ok(status)
 }
 
-/// busybox, lspci and a script that uses them.
-fn guest() -> Result<Initramfs> {
+/// busybox, lspci, the drivers, and a script that uses them.
+fn guest(kernel: &DebianKernel) -> Result<Initramfs> {
+    let tree = ModuleTree::open(&kernel.modules)?;
+    let drivers: Vec<&str> = DRIVERS.into_iter().filter(|name| tree.has(name)).collect();
     let mut contents = Initramfs::new();
-    contents
-        .copy(&resources::tools()?, "/")?
-        .busybox(&lab::busybox()?)?
-        .script("/init", INIT);
+    contents.copy(&resources::tools()?, "/")?.busybox(&lab::busybox()?)?;
+    contents.modules(&tree, &drivers)?;
+    contents.script("/init", &INIT.replace("LOAD_MODULES", LOAD_MODULES));
     Ok(contents)
 }
 
@@ -85,7 +130,8 @@ fn on_host(innkeeper: &Path, kernel: &Path, guest: &Initramfs) -> Result<u8> {
     command
         .arg("run")
         .arg(kernel)
-        .args(["--initrd", &scratch::inherited_path(&archive)]);
+        .args(["--initrd", &scratch::inherited_path(&archive)])
+        .args(DEVICES);
     match process::watch(&mut command, &[&archive], LIMIT, &mut to_standard_output)? {
         process::Ended::TimedOut => Err(timed_out()),
         process::Ended::Exited(status) => Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
@@ -101,7 +147,11 @@ fn in_lab(innkeeper: &Path, kernel: &Path, guest: &Initramfs) -> Result<u8> {
         .bytes("/demo.cpio", guest.to_bytes()?);
     let job = [Job {
         name: "demo".into(),
-        script: "innkeeper run /vmlinuz --initrd /demo.cpio".into(),
+        script: DEVICES
+            .iter()
+            .fold("innkeeper run /vmlinuz --initrd /demo.cpio".to_owned(), |line, word| {
+                line + " " + &quoted(word)
+            }),
     }];
     let mut outcome = lab.run(&job, &mut to_standard_output)?;
     if !lab.emulator.cured && matches!(outcome.failure, Some(Failure::TimedOut(_))) {

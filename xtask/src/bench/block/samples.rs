@@ -160,7 +160,7 @@ impl fmt::Display for Table {
                     .zip(ours)
                     .map(|(theirs, ours)| theirs / ours);
                 let ratio = ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
-                write!(formatter, "{phase:<14}{program:<10}{ratio:>10}")?;
+                write!(formatter, "{phase:<14}{:<10}{ratio:>10}", program.to_string())?;
                 for column in COLUMNS {
                     let figure = self.median(program, phase, column);
                     let figure = figure.map_or("-".to_owned(), |figure| format!("{figure:.2}"));
