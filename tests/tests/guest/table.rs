@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use tests::report::Report;
 use tests::resources::Extras;
 use tests::{guest, qemu};
-use vmm::config::MachineConfig;
 
 use crate::boot::run;
 
@@ -14,7 +13,7 @@ use crate::boot::run;
 const DEVICES: [&str; 5] = ["00:02.0", "00:03.0", "00:04.0", "00:05.0", "00:06.0"];
 
 /// What is to be the same, line by line.
-const SECTIONS: [&str; 9] = [
+const SECTIONS: [&str; 8] = [
     "cpus",
     "virtio",
     "buses",
@@ -23,8 +22,10 @@ const SECTIONS: [&str; 9] = [
     "ethtool eth0",
     "hwrng",
     "ports",
-    "lspci",
 ];
+
+/// QEMU's `pc` always has an IDE controller; ours has no use for one.
+const IDE: &str = "00:01.1";
 
 fn image(name: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("table-{name}.img"));
@@ -88,6 +89,11 @@ fn assert_as_under_qemu(kernel: &str, name: &str, force_legacy: bool, cpus: u32,
     for section in SECTIONS {
         assert_eq!(ours.section(section), theirs.section(section), "{section}");
     }
+    let lspci = |report: &Report| {
+        let lines = report.section("lspci").iter();
+        lines.filter(|line| !line.starts_with(IDE)).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(lspci(&ours), lspci(&theirs));
     for device in DEVICES {
         assert!(!ours.config(device).is_empty(), "{device}");
         assert_eq!(
