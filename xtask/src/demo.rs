@@ -29,24 +29,22 @@ LOAD_MODULES
 echo
 echo "This is Linux $(uname -r), started by Innkeeper. CPUs: $(nproc), memory: $(($(sed -n 's/MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo) / 1024)) MiB."
 echo
-echo "/sys/bus/pci                                                                 /sys/bus/virtio"
+echo "/sys/bus/pci                                                                  /sys/bus/virtio"
 for path in /sys/bus/pci/devices/*; do
 	function=${path##*:00:}
 	row="  $(lspci -nn -s $function 2>/dev/null | sed 's/Red Hat, Inc. //; s/Intel Corporation //; s/ (rev .*//')"
 	for device in $path/virtio*; do
 		[ -e $device ] || continue
 		driver=$(basename $(readlink -f $device/driver))
-		row="$(printf '%-72.72s ── %s, driver %s' "$row" ${device##*/} $driver)"
+		row="$(printf '%-74.74s ── %s, driver %s' "$row" ${device##*/} $driver)"
 	done
 	echo "$row"
 done
 echo
 echo "What the drivers made of them:"
-for name in block/vda net/eth0 virtio-ports/vport2p1 misc/hw_random; do
-	[ -e /sys/class/$name ] && echo "  /sys/class/$name"
-done
-for file in block/vda/size net/eth0/address virtio-ports/vport2p1/name misc/hw_random/rng_current; do
-	[ -e /sys/class/$file ] && echo "  $file: $(cat /sys/class/$file)"
+cd /sys/class
+for file in block/vda/size net/eth0/address misc/hw_random/rng_current virtio-ports/*/name; do
+	[ -e $file ] && echo "  /sys/class/$file: $(cat $file)"
 done
 echo
 echo "Powering off."
