@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use devices::platform::{HotplugSlots, PciHotplug, PmEvents};
-use devices::virtio::options::{ConfigError, Pairs};
+use devices::virtio::options::ConfigError;
 use pci::Address;
 
 use super::{Inventory, Place, PlugError, Plugged, State};
@@ -105,19 +105,19 @@ impl Inventory {
         gone.iter().for_each(|plugged| self.announce_deletion(plugged));
     }
 
-    /// As QEMU does: the virtio device behind a function is a device of its own, without an id.
+    /// As QEMU does: the virtio device behind a function is a device of its own, without an id, and goes first, with what it
+    /// referred to.
     fn announce_deletion(&self, plugged: &Plugged) {
         let path = plugged.path().to_owned();
+        let mut references = plugged.config().references.clone();
         if plugged.slot().is_some() {
-            let path = format!("{path}/virtio-backend");
             self.events.emit(&Event::DeviceDeleted {
                 id: None,
-                path,
-                references: Pairs::default(),
+                path: format!("{path}/virtio-backend"),
+                references: std::mem::take(&mut references),
             });
         }
         let id = plugged.id().map(str::to_owned);
-        let references = plugged.config().references.clone();
         self.events.emit(&Event::DeviceDeleted { id, path, references });
     }
 }
