@@ -28,6 +28,17 @@ pub struct Unpacked {
     pub root: PathBuf,
 }
 
+/// The program on the PATH; the Debian package `package` that has it is installed when it is missing.
+///
+/// # Errors
+/// As [`install`], or when it is not there even then.
+pub fn program(name: &str, package: &str, purpose: &str) -> Result<PathBuf> {
+    if tool::find(name).is_none() {
+        install(&[package], purpose)?;
+    }
+    tool::find(name).ok_or_else(|| Error::Other(format!("{name} is not on the PATH")))
+}
+
 /// Installs those of the packages that are missing. `purpose` says why, as the end of "needed to ...".
 ///
 /// # Errors

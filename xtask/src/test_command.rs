@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -38,7 +39,7 @@ pub struct TestArgs {
     /// Use the lab even where this host's KVM could run the guests.
     #[arg(long)]
     lab: bool,
-    /// For the guest tests' own program: names to select, options like --test-threads.
+    /// For the guest tests' own program: names to select, options like --nocapture or --skip=NAME.
     #[arg(last = true, value_name = "ARGUMENT")]
     arguments: Vec<String>,
 }
@@ -110,12 +111,13 @@ fn guest_tests(args: &TestArgs) -> Result<u8> {
         resources,
         innkeeper,
         qemu: emulator.program.clone(),
-        qemu_img: qemu_img()?,
+        // Images are checked by another program than ours.
+        qemu_img: packages::program("qemu-img", "qemu-utils", "check images that guests wrote")?,
     };
     println!("== guest tests, {way}");
     match way {
         Way::Host => on_host(&program, &places, &args.arguments),
-        Way::Lab(_) => in_lab(&program, &places, emulator, &args.arguments),
+        Way::Lab(_) => in_labs(&program, &places, &emulator, &args.arguments),
     }
 }
 
@@ -145,15 +147,6 @@ impl Places {
     }
 }
 
-/// Debian's, which is installed when it is missing: images are checked by another program than ours.
-fn qemu_img() -> Result<PathBuf> {
-    const PROGRAM: &str = "qemu-img";
-    if tool::find(PROGRAM).is_none() {
-        packages::install(&["qemu-utils"], "check images that guests wrote")?;
-    }
-    tool::find(PROGRAM).ok_or_else(|| Error::Other(format!("{PROGRAM} is not on the PATH")))
-}
-
 fn on_host(program: &Path, places: &Places, arguments: &[String]) -> Result<u8> {
     let mut command = Command::new(program);
     command.args(arguments).envs(places.environment());
@@ -163,7 +156,85 @@ fn on_host(program: &Path, places: &Places, arguments: &[String]) -> Result<u8> 
     }
 }
 
-fn in_lab(program: &Path, places: &Places, emulator: Emulator, arguments: &[String]) -> Result<u8> {
+/// Runs the tests in several labs side by side, each with its share of them: a lab uses one of this host's CPUs.
+fn in_labs(program: &Path, places: &Places, emulator: &Emulator, arguments: &[String]) -> Result<u8> {
+    let names = selected(program, arguments)?;
+    if names.is_empty() {
+        return Err(Error::Other(format!(
+            "no guest test is named like {}",
+            arguments.join(" ")
+        )));
+    }
+    let shares = share_out(&names, thread::available_parallelism().map_or(1, usize::from));
+    if shares.len() > 1 {
+        println!(
+            "== {} tests in {} labs; the lines of each begin with its number",
+            names.len(),
+            shares.len()
+        );
+    }
+    let labs = shares.len();
+    thread::scope(|scope| {
+        let running: Vec<_> = (1..)
+            .zip(shares)
+            .map(|(number, share)| {
+                scope.spawn(move || {
+                    let mut print = |line: &[u8]| match labs {
+                        1 => to_standard_output(line),
+                        _ => to_standard_output(&[format!("{number}| ").as_bytes(), line].concat()),
+                    };
+                    in_lab(
+                        program,
+                        places,
+                        emulator.clone(),
+                        &with_options(share, arguments),
+                        &mut print,
+                    )
+                })
+            })
+            .collect();
+        let mut worst = 0;
+        for lab in running {
+            let status = lab
+                .join()
+                .map_err(|_| Error::Other("a lab's thread panicked".into()))??;
+            worst = worst.max(status);
+        }
+        Ok(worst)
+    })
+}
+
+/// The names of the tests that the arguments select, in the order in which they would run.
+fn selected(program: &Path, arguments: &[String]) -> Result<Vec<String>> {
+    let mut list = Command::new(program);
+    list.args(arguments).args(["--list", "--format", "terse"]);
+    let listed = tool::text(&mut list)?;
+    let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// Deals the tests out in turn: neighbours in the list, which take about the same time, go to different labs.
+fn share_out(names: &[String], labs: usize) -> Vec<Vec<String>> {
+    let labs = labs.min(names.len());
+    let share = |first| names.iter().skip(first).step_by(labs).cloned().collect();
+    (0..labs).map(share).collect()
+}
+
+/// A share of the tests by their exact names, and the options that still mean something then.
+fn with_options(share: Vec<String>, arguments: &[String]) -> Vec<String> {
+    let options = arguments
+        .iter()
+        .filter(|argument| argument.starts_with('-') && !argument.starts_with("--skip") && *argument != "--exact");
+    options.cloned().chain(["--exact".to_owned()]).chain(share).collect()
+}
+
+fn in_lab(
+    program: &Path,
+    places: &Places,
+    emulator: Emulator,
+    arguments: &[String],
+    print: &mut dyn FnMut(&[u8]),
+) -> Result<u8> {
     let inside = Places {
         resources: "/resources".into(),
         innkeeper: "/bin/innkeeper".into(),
@@ -188,13 +259,11 @@ fn in_lab(program: &Path, places: &Places, emulator: Emulator, arguments: &[Stri
     }
     script.push_str("exec guest-tests");
     script.extend(arguments.iter().map(|argument| format!(" {}", quoted(argument))));
-    let outcome = lab.run(
-        &[Job {
-            name: "guest tests".into(),
-            script,
-        }],
-        &mut to_standard_output,
-    )?;
+    let job = Job {
+        name: "guest tests".into(),
+        script,
+    };
+    let outcome = lab.run(&[job], print)?;
     match outcome.failure {
         Some(Failure::TimedOut(_)) => Err(timed_out()),
         Some(Failure::Died(words)) => Err(Error::Lab(words)),
@@ -209,6 +278,20 @@ fn timed_out() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_test_is_in_one_share_and_no_share_is_empty() {
+        let names: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).into();
+        assert_eq!(share_out(&names, 2), [vec!["a", "c", "e"], vec!["b", "d"]]);
+        assert_eq!(share_out(&names[..1], 2), [["a"]]);
+    }
+
+    #[test]
+    fn a_share_is_named_exactly_whatever_selected_it() {
+        let arguments = ["boot", "--skip=cloud", "--nocapture"].map(str::to_owned);
+        let share = with_options(vec!["boot::generic::x".into()], &arguments);
+        assert_eq!(share, ["--nocapture", "--exact", "boot::generic::x"]);
+    }
 
     #[test]
     fn the_tests_are_told_where_each_kernel_is() {

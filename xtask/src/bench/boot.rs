@@ -3,23 +3,21 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
-use xtask::error::During;
 use xtask::initramfs::Initramfs;
 use xtask::kernel::Flavour;
-use xtask::lab::{self, Emulator, Failure, Job, Lab, ensure_cured, process, scratch};
-use xtask::{Error, Result, resources};
+use xtask::lab::{self, Emulator, Lab, ensure_cured, scratch};
+use xtask::{Result, resources};
 
 use super::machines::{Files, MACHINES, MEMORY_MIB};
 use super::measure::MARKER;
+use super::place;
 use super::samples::{Metric, Samples, Unit};
 use super::table::{show, table};
 use super::trace::Trace;
 use crate::cargo;
-use crate::lab_command::{exit_status, quoted};
 use crate::way::{self, Way};
 
 /// For each round of all machines, on a busy host in the lab.
@@ -96,43 +94,19 @@ fn guest() -> Result<Initramfs> {
 
 /// The measuring process's arguments, without the program.
 fn arguments(files: &Files, runs: u32, start_only: bool) -> Vec<OsString> {
-    let mut words: Vec<OsString> = vec![
-        "bench".into(),
-        "measure".into(),
-        "--runs".into(),
-        runs.to_string().into(),
-    ];
-    if start_only {
-        words.push("--start-only".into());
-    }
-    for (option, path) in [
-        ("--innkeeper", &files.innkeeper),
-        ("--qemu", &files.qemu),
-        ("--firmware", &files.firmware),
-        ("--kernels", &files.kernels),
-        ("--initrd", &files.initrd),
-    ] {
-        words.extend([option.into(), path.clone().into()]);
-    }
+    let runs = runs.to_string();
+    let mut words: Vec<OsString> = ["bench", "measure", "--runs", &runs].map(OsString::from).into();
+    words.extend(start_only.then(|| "--start-only".into()));
+    words.extend(files.arguments());
     words
-}
-
-fn this_program() -> Result<std::path::PathBuf> {
-    std::env::current_exe().during(|| "finding this program")
 }
 
 fn on_host(files: &Files, initrd: &File, runs: u32, start_only: bool) -> Result<(Samples, u8)> {
     let mut samples = Samples::default();
-    let mut command = Command::new(this_program()?);
-    command.args(arguments(files, runs, start_only));
-    let limit = LIMIT_OF_A_RUN * runs;
-    match process::watch(&mut command, &[initrd], limit, &mut |line| take(&mut samples, line))? {
-        process::Ended::TimedOut => Err(timed_out(limit)),
-        process::Ended::Exited(status) => {
-            let status = status.code().and_then(|code| u8::try_from(code).ok());
-            Ok((samples, status.unwrap_or(1)))
-        }
-    }
+    let arguments = arguments(files, runs, start_only);
+    let take = &mut |line: &str| samples.take(line);
+    let status = place::on_host(&arguments, &[initrd], LIMIT_OF_A_RUN * runs, take)?;
+    Ok((samples, status))
 }
 
 fn in_lab(files: &Files, emulator: Emulator, args: &BootArgs) -> Result<(Samples, u8)> {
@@ -147,40 +121,16 @@ fn in_lab(files: &Files, emulator: Emulator, args: &BootArgs) -> Result<(Samples
     lab.limit = LIMIT_OF_A_RUN * args.runs;
     lab.icount = args.icount;
     lab.contents
-        .program(&this_program()?, "/bin/xtask")?
         .program(&files.innkeeper, "/bin/innkeeper")?
         .program(&files.qemu, "/bin/qemu-system-x86_64")?
         .copy(&files.firmware, "/firmware")?
         .copy(&files.kernels.join("vmlinuz"), "/kernels/vmlinuz")?
         .copy(&files.kernels.join("vmlinux"), "/kernels/vmlinux")?
         .bytes("/initrd", guest()?.to_bytes()?);
-    let words = arguments(&inside, args.runs, false);
-    let script = words.iter().fold("exec xtask".to_owned(), |line, word| {
-        line + " " + &quoted(&word.to_string_lossy())
-    });
     let mut samples = Samples::default();
-    let job = Job {
-        name: "bench".into(),
-        script,
-    };
-    let outcome = lab.run(&[job], &mut |line| take(&mut samples, line))?;
-    match outcome.failure {
-        Some(Failure::TimedOut(limit)) => Err(timed_out(limit)),
-        Some(Failure::Died(words)) => Err(Error::Lab(words)),
-        None => Ok((samples, exit_status(&outcome))),
-    }
-}
-
-/// Keeps a sample; passes anything else on.
-fn take(samples: &mut Samples, line: &[u8]) {
-    let text = String::from_utf8_lossy(line);
-    if !samples.take(&text) {
-        eprint!("{text}");
-    }
-}
-
-fn timed_out(limit: Duration) -> Error {
-    Error::Other(format!("the benchmark did not end within {} s", limit.as_secs()))
+    let arguments = arguments(&inside, args.runs, false);
+    let status = place::in_lab(lab, "", &arguments, &mut |line| samples.take(line))?;
+    Ok((samples, status))
 }
 
 /// What the figures ought to be, beside what they are.

@@ -31,6 +31,21 @@ pub struct Files {
     pub initrd: PathBuf,
 }
 
+impl Files {
+    /// The arguments that say so.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let options = [
+            ("--innkeeper", &self.innkeeper),
+            ("--qemu", &self.qemu),
+            ("--firmware", &self.firmware),
+            ("--kernels", &self.kernels),
+            ("--initrd", &self.initrd),
+        ];
+        let words = options.map(|(option, path)| [option.into(), path.clone().into()]);
+        words.concat()
+    }
+}
+
 /// A machine and the format of its kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Machine {

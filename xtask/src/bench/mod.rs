@@ -6,6 +6,7 @@ mod child;
 mod counters;
 mod machines;
 mod measure;
+mod place;
 mod ring;
 mod samples;
 mod table;

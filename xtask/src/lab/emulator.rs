@@ -6,8 +6,8 @@ use std::process::Command;
 
 use super::cured::CuredQemu;
 use super::scratch;
-use crate::error::{Error, Result};
-use crate::{packages, tool};
+use crate::error::Result;
+use crate::packages;
 
 /// Firmware files come from these packages of Debian's, in these folders.
 const FIRMWARE: [(&str, &str); 2] = [("seabios", "usr/share/seabios"), ("qemu-system-data", "usr/share/qemu")];
@@ -36,11 +36,8 @@ impl Emulator {
                 firmware: firmware()?,
             });
         }
-        const PROGRAM: &str = "qemu-system-x86_64";
-        if tool::find(PROGRAM).is_none() {
-            packages::install(&["qemu-system-x86"], "emulate a machine with hardware virtualisation")?;
-        }
-        let program = tool::find(PROGRAM).ok_or_else(|| Error::Other(format!("{PROGRAM} is not on the PATH")))?;
+        let purpose = "emulate a machine with hardware virtualisation";
+        let program = packages::program("qemu-system-x86_64", "qemu-system-x86", purpose)?;
         // Debian's own finds its firmware, but of the right version only where nobody has replaced it.
         Ok(Self {
             program,

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use clap::Args;
@@ -12,6 +12,7 @@ use xtask::{Error, Result};
 use super::samples::{Program, Sample};
 use crate::bench::child::spawn;
 use crate::bench::counters::Counter;
+use crate::bench::machines::Files;
 use crate::bench::trace::{Record, Trace};
 
 /// Guest memory, in MiB.
@@ -22,27 +23,14 @@ const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1";
 /// Measures; started by `bench block`.
 #[derive(Args, Debug, Clone)]
 pub struct MeasureBlockArgs {
-    /// The program `innkeeper`.
-    #[arg(long)]
-    pub innkeeper: PathBuf,
-    /// The program `qemu-system-x86_64`.
-    #[arg(long)]
-    pub qemu: PathBuf,
-    /// A folder with QEMU's firmware.
-    #[arg(long)]
-    pub firmware: PathBuf,
-    /// The kernel.
-    #[arg(long)]
-    pub kernel: PathBuf,
-    /// The initial RAM disk.
-    #[arg(long)]
-    pub initrd: PathBuf,
+    #[command(flatten)]
+    files: Files,
     /// The disk's image: raw.
     #[arg(long)]
-    pub image: PathBuf,
+    image: PathBuf,
     /// How often each figure is taken.
     #[arg(long)]
-    pub runs: u32,
+    runs: u32,
 }
 
 /// Prints the samples. A machine that fails is reported on standard error and fails the command in the end.
@@ -92,24 +80,26 @@ fn command_line(program: Program, args: &MeasureBlockArgs) -> Vec<OsString> {
     let image = args.image.display();
     let mut words: Vec<OsString> = Vec::new();
     let mut add = |more: &[&str]| words.extend(more.iter().map(OsString::from));
-    let text = |path: &PathBuf| path.display().to_string();
+    let files = &args.files;
+    let text = |path: &Path| path.display().to_string();
+    let kernel = text(&files.kernels.join("vmlinuz"));
     match program {
         Program::Innkeeper => {
             add(&[
-                &text(&args.innkeeper),
+                &text(&files.innkeeper),
                 "run",
-                &text(&args.kernel),
+                &kernel,
                 "--initrd",
-                &text(&args.initrd),
+                &text(&files.initrd),
             ]);
             add(&["--append", COMMAND_LINE, "--no-reboot", "--memory", &memory]);
             add(&["--disk", &format!("path={image},format=raw,aio=io_uring")]);
         }
         Program::Qemu => {
             add(&[
-                &text(&args.qemu),
+                &text(&files.qemu),
                 "-L",
-                &text(&args.firmware),
+                &text(&files.firmware),
                 "-M",
                 "pc",
                 "-accel",
@@ -129,9 +119,9 @@ fn command_line(program: Program, args: &MeasureBlockArgs) -> Vec<OsString> {
             add(&["-serial", "stdio", "-m", &memory]);
             add(&[
                 "-kernel",
-                &text(&args.kernel),
+                &kernel,
                 "-initrd",
-                &text(&args.initrd),
+                &text(&files.initrd),
                 "-append",
                 COMMAND_LINE,
             ]);

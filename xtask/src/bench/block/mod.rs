@@ -3,22 +3,22 @@
 pub mod measure;
 mod samples;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
 use xtask::error::During;
 use xtask::initramfs::{Initramfs, LOAD_MODULES};
 use xtask::kernel::Flavour;
-use xtask::lab::{self, Failure, Job, Lab, ensure_cured, process, scratch};
+use xtask::lab::{self, Lab, ensure_cured, scratch};
 use xtask::modules::ModuleTree;
-use xtask::{Error, Result, packages, resources, tool};
+use xtask::{Result, packages, resources};
 
-use self::measure::MeasureBlockArgs;
 use self::samples::Table;
+use super::machines::Files;
+use super::place;
 use crate::cargo;
-use crate::lab_command::{exit_status, quoted};
 use crate::way::{self, Way};
 
 /// For each round of both programs, on a busy host in the lab.
@@ -92,11 +92,7 @@ fn guest(load: &Path, resources: &Path) -> Result<Initramfs> {
 
 /// Debian's own QEMU: it has io_uring, which the lab's emulator is built without.
 fn qemu() -> Result<PathBuf> {
-    const PROGRAM: &str = "qemu-system-x86_64";
-    if tool::find(PROGRAM).is_none() {
-        packages::install(&["qemu-system-x86"], "compare with QEMU")?;
-    }
-    tool::find(PROGRAM).ok_or_else(|| Error::Other(format!("{PROGRAM} is not on the PATH")))
+    packages::program("qemu-system-x86_64", "qemu-system-x86", "compare with QEMU")
 }
 
 fn on_host(innkeeper: &Path, resources: &Path, guest: &Initramfs, args: &BlockArgs, table: &mut Table) -> Result<u8> {
@@ -104,33 +100,26 @@ fn on_host(innkeeper: &Path, resources: &Path, guest: &Initramfs, args: &BlockAr
     guest.write_to(&mut &initrd)?;
     let image = scratch::unlinked_file("image")?;
     image.set_len(IMAGE).during(|| "making the image")?;
-    let measure = MeasureBlockArgs {
+    let files = Files {
         innkeeper: innkeeper.into(),
         qemu: qemu()?,
         firmware: resources.join("firmware"),
-        kernel: resources.join("kernels").join(Flavour::Cloud.name()).join("vmlinuz"),
+        kernels: resources.join("kernels").join(Flavour::Cloud.name()),
         initrd: scratch::inherited_path(&initrd).into(),
-        image: scratch::inherited_path(&image).into(),
-        runs: args.runs,
     };
-    let mut command = Command::new(this_program()?);
-    command.args(arguments(&measure));
+    let arguments = arguments(&files, &scratch::inherited_path(&image), args.runs);
     let limit = LIMIT_OF_A_RUN * args.runs;
-    match process::watch(&mut command, &[&initrd, &image], limit, &mut |line| take(table, line))? {
-        process::Ended::TimedOut => Err(timed_out(limit)),
-        process::Ended::Exited(status) => Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
-    }
+    place::on_host(&arguments, &[&initrd, &image], limit, &mut |line| table.take(line))
 }
 
 fn in_lab(innkeeper: &Path, resources: &Path, guest: &Initramfs, args: &BlockArgs, table: &mut Table) -> Result<u8> {
-    let inside = MeasureBlockArgs {
+    const DISK: &str = "/tmp/disk";
+    let inside = Files {
         innkeeper: "/bin/innkeeper".into(),
         qemu: "/bin/qemu".into(),
         firmware: "/firmware".into(),
-        kernel: "/vmlinuz".into(),
+        kernels: "/kernels".into(),
         initrd: "/initrd".into(),
-        image: "/tmp/disk".into(),
-        runs: args.runs,
     };
     let kernel = resources.join("kernels").join(Flavour::Cloud.name()).join("vmlinuz");
     let mut lab = Lab::with(ensure_cured()?);
@@ -138,64 +127,19 @@ fn in_lab(innkeeper: &Path, resources: &Path, guest: &Initramfs, args: &BlockArg
     lab.memory_mib = LAB_MEMORY_MIB;
     lab.icount = args.icount;
     lab.contents
-        .program(&this_program()?, "/bin/xtask")?
         .program(innkeeper, "/bin/innkeeper")?
         .program(&qemu()?, "/bin/qemu")?
         .copy(&resources.join("firmware"), "/firmware")?
-        .copy(&kernel, "/vmlinuz")?
+        .copy(&kernel, "/kernels/vmlinuz")?
         .bytes("/initrd", guest.to_bytes()?);
-    let script = arguments(&inside).iter().fold(
-        format!(
-            "dd if=/dev/zero of=/tmp/disk bs=1M count={} 2>/dev/null\nexec xtask",
-            IMAGE >> 20
-        ),
-        |line, word| line + " " + &quoted(word),
-    );
-    let job = Job {
-        name: "bench".into(),
-        script,
-    };
-    let outcome = lab.run(&[job], &mut |line| take(table, line))?;
-    match outcome.failure {
-        Some(Failure::TimedOut(limit)) => Err(timed_out(limit)),
-        Some(Failure::Died(words)) => Err(Error::Lab(words)),
-        None => Ok(exit_status(&outcome)),
-    }
+    let prelude = format!("dd if=/dev/zero of={DISK} bs=1M count={} 2>/dev/null\n", IMAGE >> 20);
+    let arguments = arguments(&inside, DISK, args.runs);
+    place::in_lab(lab, &prelude, &arguments, &mut |line| table.take(line))
 }
 
 /// The measuring process's arguments, without the program.
-fn arguments(args: &MeasureBlockArgs) -> Vec<String> {
-    let mut words = vec![
-        "bench".into(),
-        "measure-block".into(),
-        "--runs".into(),
-        args.runs.to_string(),
-    ];
-    for (option, path) in [
-        ("--innkeeper", &args.innkeeper),
-        ("--qemu", &args.qemu),
-        ("--firmware", &args.firmware),
-        ("--kernel", &args.kernel),
-        ("--initrd", &args.initrd),
-        ("--image", &args.image),
-    ] {
-        words.extend([option.to_owned(), path.display().to_string()]);
-    }
-    words
-}
-
-fn this_program() -> Result<PathBuf> {
-    std::env::current_exe().during(|| "finding this program")
-}
-
-/// Keeps a sample; passes anything else on.
-fn take(table: &mut Table, line: &[u8]) {
-    let text = String::from_utf8_lossy(line);
-    if !table.take(&text) {
-        eprint!("{text}");
-    }
-}
-
-fn timed_out(limit: Duration) -> Error {
-    Error::Other(format!("the benchmark did not end within {} s", limit.as_secs()))
+fn arguments(files: &Files, image: &str, runs: u32) -> Vec<OsString> {
+    let runs = runs.to_string();
+    let words = ["bench", "measure-block", "--runs", &runs, "--image", image].map(OsString::from);
+    words.into_iter().chain(files.arguments()).collect()
 }
