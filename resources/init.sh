@@ -102,7 +102,12 @@ if [ -n "$hotplug" ]; then
 		[ -e /dev/vda ] || echo "gone $round"
 	done
 fi
-[ -z "$job" ] || . /filesystem.sh
+# What job= names is a function of one of these files.
+if [ -n "$job" ]; then
+	for file in /jobs/*.sh; do . $file; done
+	section job
+	job_$job
+fi
 section interrupts
 cat /proc/interrupts
 section iomem

@@ -1,11 +1,14 @@
-//! Boots a guest in this process, through the library, and collects what it says.
+//! Boots a guest in this process, through the library, collects what it says, and answers.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::config::MachineConfig;
 use vmm::machine::console::Console;
-use vmm::machine::{Machine, Outcome, Stats};
+use vmm::machine::remote::Remote;
+use vmm::machine::{Machine, Outcome, Running, Stats};
 
 use crate::Error;
 use crate::report::Report;
@@ -13,6 +16,9 @@ use crate::resources::{self, Extras};
 
 /// A guest that has not said anything for so long hangs. Generous: the emulated lab shares two cores.
 const SILENCE: Duration = Duration::from_secs(90);
+
+/// Set by a person who wants to see the consoles as they come.
+const ECHO: &str = "INNKEEPER_ECHO";
 
 /// How a guest ended and what it said.
 #[derive(Clone, Debug)]
@@ -52,39 +58,114 @@ pub fn reporting_with(kernel: &str, extras: Extras, words: &str) -> Result<Machi
 /// # Errors
 /// It could not be started, or fell silent.
 pub fn run(config: MachineConfig) -> Result<Ended, Error> {
-    let (serial, mut stream) = Console::stream()?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    let guest = Machine::new(config, serial)?.start()?;
-    let mut bytes = Vec::new();
-    let silent = listen(&mut stream, &mut bytes).is_err();
-    let console = String::from_utf8_lossy(&bytes).into_owned();
-    if silent {
-        guest.stop();
-        let _ = guest.wait();
-        return Err(format!("the guest fell silent; its last words:\n{}", tail(&console)).into());
-    }
-    let (outcome, stats) = guest.wait();
-    let report = Report::parse(&console);
-    Ok(Ended {
-        outcome,
-        console,
-        report,
-        stats,
-    })
+    Conversation::start(config)?.end()
 }
 
-/// Collects what the guest says until its console closes. With `INNKEEPER_ECHO` in the environment it is printed as it comes.
-fn listen(stream: &mut impl Read, heard: &mut Vec<u8>) -> std::io::Result<()> {
-    let echo = std::env::var_os("INNKEEPER_ECHO").is_some();
-    let mut buffer = [0; 4096];
-    loop {
-        let count = stream.read(&mut buffer)?;
-        let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
-            return Ok(());
-        };
-        heard.extend_from_slice(bytes);
-        if echo {
-            std::io::stderr().write_all(bytes)?;
+/// A running guest that the test listens and talks to over the serial line.
+pub struct Conversation {
+    guest: Option<Running>,
+    line: BufReader<UnixStream>,
+    said: String,
+}
+
+impl Conversation {
+    /// Starts a guest.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(config: MachineConfig) -> Result<Self, Error> {
+        Self::prepared(config, |_| Ok(()))
+    }
+
+    /// Builds a machine, lets `prepare` do something with it or the host, then starts it.
+    ///
+    /// # Errors
+    /// It could not be built or started, or `prepare` failed.
+    pub fn prepared(config: MachineConfig, prepare: impl FnOnce(&Machine) -> Result<(), Error>) -> Result<Self, Error> {
+        let (serial, stream) = Console::stream()?;
+        stream.set_read_timeout(Some(SILENCE))?;
+        let machine = Machine::new(config, serial)?;
+        prepare(&machine)?;
+        Ok(Self {
+            guest: Some(machine.start()?),
+            line: BufReader::new(stream),
+            said: String::new(),
+        })
+    }
+
+    /// What other threads may do with the machine.
+    pub fn remote(&self) -> Arc<Remote> {
+        let guest = self.guest.as_ref().map(|guest| guest.remote().clone());
+        guest.unwrap_or_else(|| unreachable!("the guest goes when the conversation ends"))
+    }
+
+    /// Waits for the next line that begins with `start` and returns the rest of it.
+    ///
+    /// # Errors
+    /// The guest fell silent or ended first.
+    pub fn hear(&mut self, start: &str) -> Result<String, Error> {
+        while let Some(line) = self.next_line()? {
+            if let Some(rest) = line.strip_prefix(start) {
+                return Ok(rest.trim().to_owned());
+            }
+        }
+        Err(format!(
+            "the guest ended without '{start}'; its last words:\n{}",
+            tail(&self.said)
+        )
+        .into())
+    }
+
+    /// The next line of the console, without what ends it; `None` when the console has closed.
+    ///
+    /// # Errors
+    /// The guest fell silent.
+    pub fn next_line(&mut self) -> Result<Option<String>, Error> {
+        let mut bytes = Vec::new();
+        if self.line.read_until(b'\n', &mut bytes).is_err() {
+            self.said.push_str(&String::from_utf8_lossy(&bytes));
+            return Err(format!("the guest fell silent; its last words:\n{}", tail(&self.said)).into());
+        }
+        if std::env::var_os(ECHO).is_some() {
+            std::io::stderr().write_all(&bytes)?;
+        }
+        let line = String::from_utf8_lossy(&bytes);
+        self.said.push_str(&line);
+        Ok((!bytes.is_empty()).then(|| line.trim_end().to_owned()))
+    }
+
+    /// Types a line on the guest's terminal.
+    ///
+    /// # Errors
+    /// The console has closed.
+    pub fn say(&mut self, line: &str) -> Result<(), Error> {
+        Ok(self.line.get_mut().write_all(format!("{line}\n").as_bytes())?)
+    }
+
+    /// Listens until the guest ends.
+    ///
+    /// # Errors
+    /// It fell silent.
+    pub fn end(mut self) -> Result<Ended, Error> {
+        while self.next_line()?.is_some() {}
+        let guest = self.guest.take();
+        let (outcome, stats) = guest.map_or_else(|| unreachable!("taken here only"), Running::wait);
+        let console = std::mem::take(&mut self.said);
+        Ok(Ended {
+            outcome,
+            report: Report::parse(&console),
+            console,
+            stats,
+        })
+    }
+}
+
+impl Drop for Conversation {
+    /// A test that failed leaves no guest behind.
+    fn drop(&mut self) {
+        if let Some(guest) = self.guest.take() {
+            guest.stop();
+            let _ = guest.wait();
         }
     }
 }

@@ -57,6 +57,17 @@ impl Report {
             .collect()
     }
 
+    /// The same but for what differs from run to run: command, latency, and the base addresses.
+    pub fn lasting_config(&self, address: &str) -> Vec<u8> {
+        let mut config = self.config(address);
+        for offset in (0x04..0x06).chain(0x0d..0x0e).chain(0x10..0x28) {
+            if let Some(byte) = config.get_mut(offset) {
+                *byte = 0;
+            }
+        }
+        config
+    }
+
     /// How often the interrupt that /proc/interrupts names in its last column (or first, for `LOC:`) came, all CPUs.
     pub fn interrupts(&self, name: &str) -> u64 {
         let line = self.section("interrupts").iter().find(|line| {

@@ -1,9 +1,11 @@
 //! The kernels and programs that guests are made of. `cargo xtask test` provides them and names them in the environment.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use xtask::initramfs::Initramfs;
 use xtask::modules::ModuleTree;
+use xtask::resources::VIRTIO_DRIVERS;
 
 use crate::Error;
 
@@ -19,8 +21,8 @@ pub const QEMU_IMG: &str = "INNKEEPER_QEMU_IMG";
 /// What the first program of a guest does: it tells about the machine in sections, then ends it as `end=` on the command line says.
 const INIT: &str = include_str!("../../resources/init.sh");
 
-/// What such a guest does with its disk when `job=` names it.
-const FILE_SYSTEM_JOBS: &str = include_str!("../../resources/filesystem.sh");
+/// What such a guest does when `job=` names it: files of shell functions, `job_NAME` each.
+const JOBS: [(&str, &str); 1] = [("filesystem", include_str!("../../resources/jobs/filesystem.sh"))];
 
 /// What the environment says under `name`.
 ///
@@ -53,6 +55,20 @@ pub fn program() -> Result<PathBuf, Error> {
     variable(PROGRAM).map(PathBuf::from)
 }
 
+/// A command that runs one of the tools that guests have (`xtask::resources`), with its own libraries, where the test itself runs.
+///
+/// # Errors
+/// The environment does not name the resources.
+pub fn tool(name: &str) -> Result<Command, Error> {
+    let tools = Path::new(&variable(RESOURCES)?).join("tools");
+    let mut command = Command::new(tools.join("lib64/ld-linux-x86-64.so.2"));
+    command
+        .arg("--library-path")
+        .arg(tools.join("lib/x86_64-linux-gnu"))
+        .arg(tools.join("bin").join(name));
+    Ok(command)
+}
+
 /// What the initial RAM disk of a guest holds besides busybox and the script that reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Extras {
@@ -63,7 +79,7 @@ pub enum Extras {
         /// `virtio_pci.force_legacy=1`.
         force_legacy: bool,
     },
-    /// The same, a file system driver, the tools of the resources, and the jobs of resources/filesystem.sh.
+    /// The same, drivers for file systems and networks, the tools of the resources, and the jobs of resources/jobs.
     Tools {
         /// `virtio_pci.force_legacy=1`.
         force_legacy: bool,
@@ -80,18 +96,8 @@ impl Extras {
     }
 }
 
-/// Modules of a kernel that drive virtio devices, in an order in which `virtio_pci` finds devices before their drivers come.
-const VIRTIO_MODULES: [&str; 6] = [
-    "virtio_pci",
-    "virtio_blk",
-    "virtio_net",
-    "virtio_console",
-    "virtio_balloon",
-    "virtio-rng",
-];
-
-/// Modules of a kernel for a file system; ext4 asks for its checksum by the name of an algorithm, which no dependency tells.
-const FILE_SYSTEM_MODULES: [&str; 2] = ["crc32c_generic", "ext4"];
+/// Modules of a kernel for what tools and jobs do; ext4 asks for its checksum by the name of an algorithm, which no dependency tells.
+const TOOL_MODULES: [&str; 4] = ["crc32c_generic", "ext4", "8021q", "button"];
 
 /// Writes the initial RAM disk of a guest that reports about itself into `folder`.
 ///
@@ -106,12 +112,14 @@ pub fn initrd(folder: &Path, kernel_name: &str, extras: Extras) -> Result<PathBu
     if !path.exists() {
         let mut initramfs = Initramfs::new();
         let resources = PathBuf::from(variable(RESOURCES)?);
-        let mut modules = VIRTIO_MODULES.to_vec();
+        let mut modules = VIRTIO_DRIVERS.to_vec();
         if matches!(extras, Extras::Tools { .. }) {
             // Before busybox, which has a lesser mke2fs.
             initramfs.copy(&resources.join("tools"), "/")?;
-            initramfs.script("/filesystem.sh", FILE_SYSTEM_JOBS);
-            modules.extend(FILE_SYSTEM_MODULES);
+            for (name, functions) in JOBS {
+                initramfs.script(&format!("/jobs/{name}.sh"), functions);
+            }
+            modules.extend(TOOL_MODULES);
         }
         initramfs.busybox(&resources.join("busybox"))?;
         if let Some(force_legacy) = extras.force_legacy() {

@@ -51,16 +51,6 @@ echo "Powering off."
 poweroff -f
 "#;
 
-/// The drivers of the devices; those that a kernel has built in are left out.
-const DRIVERS: [&str; 6] = [
-    "virtio_pci",
-    "virtio_blk",
-    "virtio_net",
-    "virtio_console",
-    "virtio_balloon",
-    "virtio-rng",
-];
-
 /// One device of each row of the table. None of them needs anything of the host.
 const DEVICES: [&str; 10] = [
     "--disk",
@@ -113,7 +103,10 @@ pub fn demo(args: &DemoArgs) -> Result<u8> {
 /// busybox, lspci, the drivers, and a script that uses them.
 fn guest(kernel: &DebianKernel) -> Result<Initramfs> {
     let tree = ModuleTree::open(&kernel.modules)?;
-    let drivers: Vec<&str> = DRIVERS.into_iter().filter(|name| tree.has(name)).collect();
+    let drivers: Vec<&str> = resources::VIRTIO_DRIVERS
+        .into_iter()
+        .filter(|name| tree.has(name))
+        .collect();
     let mut contents = Initramfs::new();
     contents.copy(&resources::tools()?, "/")?.busybox(&lab::busybox()?)?;
     contents.modules(&tree, &drivers)?;

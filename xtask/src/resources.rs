@@ -26,8 +26,18 @@ use crate::shared_libraries;
 /// Part of the folder's name; to be changed with the lists below or the layout.
 const LAYOUT: &str = "3";
 
+/// The modules that drive the devices of the table, in an order in which `virtio_pci` finds devices before their drivers come.
+pub const VIRTIO_DRIVERS: [&str; 6] = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtio_balloon",
+    "virtio-rng",
+];
+
 /// The modules that guests may want; those that a kernel has neither loadable nor built in are left out of its folder.
-pub const GUEST_MODULES: [&str; 26] = [
+pub const GUEST_MODULES: [&str; 28] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -48,6 +58,8 @@ pub const GUEST_MODULES: [&str; 26] = [
     "ext4",
     "crc32c_generic",
     "tun",
+    "8021q",
+    "button",
     "af_packet",
     "msr",
     "cpuid",

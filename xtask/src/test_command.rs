@@ -24,6 +24,12 @@ const LAB_MEMORY_MIB: u32 = 6144;
 /// What unit tests of networks work with. Without them, those tests say why they do nothing.
 const NETWORK_PACKAGES: [&str; 3] = ["iproute2", "passt", "tshark"];
 
+/// What a host has that guests reach a network through: a card, VLANs.
+const LAB_MODULES: [&str; 2] = ["dummy", "8021q"];
+
+/// The users of the lab: passt becomes nobody when root starts it.
+const PEOPLE: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
+
 /// Set by a person who wants to see the guests' consoles.
 const ECHO: &str = "INNKEEPER_ECHO";
 
@@ -113,6 +119,7 @@ fn guest_tests(args: &TestArgs) -> Result<u8> {
         qemu: emulator.program.clone(),
         // Images are checked by another program than ours.
         qemu_img: packages::program("qemu-img", "qemu-utils", "check images that guests wrote")?,
+        passt: packages::program("passt", "passt", "give guests a network without privilege")?,
     };
     println!("== guest tests, {way}");
     match way {
@@ -127,6 +134,7 @@ struct Places {
     innkeeper: PathBuf,
     qemu: PathBuf,
     qemu_img: PathBuf,
+    passt: PathBuf,
 }
 
 impl Places {
@@ -240,15 +248,19 @@ fn in_lab(
         innkeeper: "/bin/innkeeper".into(),
         qemu: "/bin/qemu-system-x86_64".into(),
         qemu_img: "/bin/qemu-img".into(),
+        passt: "/bin/passt".into(),
     };
     let mut lab = Lab::with(emulator);
     lab.limit = LIMIT;
     lab.memory_mib = LAB_MEMORY_MIB;
+    lab.modules = LAB_MODULES.map(str::to_owned).into();
     lab.contents
         .program(program, "/bin/guest-tests")?
         .program(&places.innkeeper, "/bin/innkeeper")?
         .program(&places.qemu, "/bin/qemu-system-x86_64")?
         .program(&places.qemu_img, "/bin/qemu-img")?
+        .program(&places.passt, "/bin/passt")?
+        .bytes("/etc/passwd", PEOPLE)
         .copy(&places.resources, "/resources")?;
     let mut script = String::new();
     for (name, value) in inside.environment() {
@@ -300,6 +312,7 @@ mod tests {
             innkeeper: "/i".into(),
             qemu: "/q".into(),
             qemu_img: "/qi".into(),
+            passt: "/p".into(),
         };
         let [_, (name, value), ..] = places.environment();
         assert_eq!(name, "INNKEEPER_KERNELS");

@@ -1,6 +1,6 @@
 //! A disk in use: file systems made, filled, checked and trimmed, drivers unbound and machines reset while it works, and nothing lost.
 //!
-//! What the guests do is in resources/filesystem.sh.
+//! What the guests do is in resources/jobs/filesystem.sh.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -19,7 +19,7 @@ use crate::boot::run;
 
 const MIB: u64 = 1 << 20;
 
-/// What the guests write into their files (resources/filesystem.sh).
+/// What the guests write into their files (resources/jobs/filesystem.sh).
 const FILES: u64 = 200 * MIB;
 
 /// An image that ends with the test.

@@ -1,17 +1,15 @@
 //! Devices that come and go while Debian's kernels run, and a machine that stands still meanwhile.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use tests::guest;
+use tests::guest::{self, Conversation, Ended};
 use tests::resources::Extras;
 use vmm::config::DeviceConfig;
-use vmm::machine::console::Console;
 use vmm::machine::events::Event;
 use vmm::machine::inventory::Inventory;
-use vmm::machine::{Machine, Outcome, RunState};
+use vmm::machine::{Outcome, RunState};
 
 /// How often devices come and go; the last time the guest lets go unasked.
 const ROUNDS: u32 = 4;
@@ -41,18 +39,12 @@ each_kernel! {
         File::create(&disk).unwrap().set_len(16 << 20).unwrap();
         let extras = Extras::Virtio { force_legacy: false };
         let config = guest::reporting_with(kernel, extras, &format!("hotplug={ROUNDS}")).unwrap();
-        let (serial, stream) = Console::stream().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let machine = Machine::new(config, serial).unwrap().start().unwrap();
+        let mut guest = Conversation::start(config).unwrap();
         let (sender, events) = mpsc::channel();
-        let remote = machine.remote().clone();
+        let remote = guest.remote();
         remote.events().subscribe(move |event| sender.send(event.clone()).is_ok());
-        let mut said = Vec::new();
-        for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            if std::env::var_os("INNKEEPER_ECHO").is_some() {
-                eprintln!("{line}");
-            }
-            match line.trim_end().split_once(' ') {
+        while let Some(line) = guest.next_line().unwrap() {
+            match line.split_once(' ') {
                 Some(("plug", _)) => plug(remote.inventory(), disk.to_str().unwrap()),
                 Some(("unplug", _)) => {
                     remote.pause();
@@ -66,12 +58,10 @@ each_kernel! {
                 Some(("gone", round)) if round == ROUNDS.to_string() => wait_until_deleted(&events),
                 _ => {}
             }
-            said.push(line.trim_end().to_owned());
         }
-        let (outcome, _) = machine.wait();
-        let said = said.join("\n");
+        let Ended { outcome, console: said, .. } = guest.end().unwrap();
         assert_eq!(outcome, Outcome::PowerOff, "{}", guest::tail(&said));
-        let count = |line: &str| said.lines().filter(|said| *said == line).count();
+        let count = |line: &str| said.lines().filter(|said| said.trim_end() == line).count();
         assert_eq!((count("disk same"), count("random 16")), (ROUNDS as usize, ROUNDS as usize), "{}", guest::tail(&said));
         assert_eq!(count(&format!("gone {ROUNDS}")), 1);
         let slots = (2..=31).map(|slot| slot.to_string()).collect::<Vec<_>>().join(" ");

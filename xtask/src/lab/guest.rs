@@ -39,6 +39,8 @@ const MODULES: [&str; 10] = [
 
 const INIT: &str = r#"#!/bin/sh
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TMPDIR=/tmp
+# The kernel's first root cannot be pivoted away from, which programs that lock themselves in do: go on in a mount of it.
+if [ "$1" != again ]; then mount --bind / /root && cd /root && mount --move . / && exec chroot . /init again; fi
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev

@@ -1,4 +1,4 @@
-# What the guests of tests/tests/guest/filesystem.rs do with /dev/vda, one function for each word job=NAME on the kernel's command line.
+# What the guests of tests/tests/guest/filesystem.rs do with /dev/vda.
 
 # 50 files of 4 MiB and a bit; each starts with a number of its own length, so no block of one is like a block of another.
 files="$(seq 50)"
@@ -125,6 +125,3 @@ job_qcow2() {
 job_lspci() {
 	lspci -vvv -nn -xxx -s 00:02.0 2>/dev/null
 }
-
-section job
-job_$job
