@@ -42,6 +42,8 @@ pub struct MachineConfig {
     pub reset_at_triple_fault: bool,
     /// The CPUs wait until somebody lets them run (QEMU's `-S`).
     pub start_paused: bool,
+    /// There is a serial port at COM1.
+    pub serial_port: bool,
     /// The port of the debug-exit device, if there is one.
     pub debug_exit: Option<u16>,
     /// Who places BARs.
@@ -142,6 +144,7 @@ impl MachineConfig {
             keep_at_shutdown: false,
             reset_at_triple_fault: false,
             start_paused: false,
+            serial_port: true,
             debug_exit: None,
             pci_resources: PciResources::default(),
             devices: Vec::new(),
@@ -182,6 +185,13 @@ impl MachineConfig {
     #[must_use]
     pub fn device(mut self, name: impl Into<String>, options: impl AsRef<str>) -> Self {
         self.devices.push(DeviceConfig::parse(name, options.as_ref(), None));
+        self
+    }
+
+    /// There is to be no serial port at COM1: whatever console the machine is given says and hears nothing.
+    #[must_use]
+    pub fn without_serial_port(mut self) -> Self {
+        self.serial_port = false;
         self
     }
 

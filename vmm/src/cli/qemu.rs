@@ -99,7 +99,9 @@ fn with_kvm(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> 
         .chain(devices)
         .any(|options| options.get("backend") == Some("stdio"));
     let console = console(serial)?;
-    let machine = Machine::new(invocation.config, console).map_err(failure)?;
+    let mut config = invocation.config;
+    config.serial_port = serial.is_some();
+    let machine = Machine::new(config, console).map_err(failure)?;
     let consoles = Consoles::of(machine.inventory());
     consoles.announce();
     consoles.resize();

@@ -123,6 +123,7 @@ fn resolve(args: RunArgs) -> Result<(MachineConfig, Console), Failure> {
     config.pci_resources = args.pci_resources.into();
     config.io_threads = args.iothread;
     config.devices = devices;
+    config.serial_port = serial != SerialTarget::None;
     config.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     let serial = match serial {
         SerialTarget::Stdio => Console::stdio(stdio_is_terminal()),

@@ -124,7 +124,9 @@ impl Platform {
         board.add_ports("real-time clock", port::CMOS, Cmos::PORTS, platform.cmos.clone());
         board.add_ports("system control", port::SYSTEM_CONTROL, 1, shared(Port92::default()));
         board.add_ports("APM control", port::APM, ApmControl::PORTS, shared(pm.apm_control()));
-        board.add_ports("serial port", port::COM1, Serial::PORTS, platform.serial.clone());
+        if config.serial_port {
+            board.add_ports("serial port", port::COM1, Serial::PORTS, platform.serial.clone());
+        }
         board.add_ports("reset control", port::RESET_CONTROL, 1, shared(ResetControl::default()));
         board.add_ports("ACPI events", port::GPE, Gpe::PORTS, shared(pm.gpe()));
         board.add_ports(PM_BLOCK, host::PM_BASE, PM_PORTS, shared(pm));

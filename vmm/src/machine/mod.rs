@@ -270,6 +270,7 @@ fn boot_config(config: &MachineConfig, layout: &Layout) -> Result<BootConfig, St
         layout: *layout,
         platform: tables::Platform {
             keyboard: true,
+            serial: config.serial_port,
             ..tables::Platform::new(config.cpus, layout)
         },
     })
