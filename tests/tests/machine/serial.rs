@@ -480,7 +480,7 @@ fn the_size_of_a_console_reaches_the_driver() {
         assert_ne!(serial.driver.features & feature::SIZE, 0);
         let control = serial.control();
         let resized = |columns: u16, rows: u16| Message {
-            payload: [rows.to_le_bytes(), columns.to_le_bytes()].concat(),
+            payload: [columns.to_le_bytes(), rows.to_le_bytes()].concat(),
             ..message(0, event::RESIZE, 0)
         };
         control.resize(0, Size { columns: 80, rows: 25 });

@@ -108,13 +108,13 @@ impl ToDriver {
         message
     }
 
-    /// How large the console is: rows, then columns. The specification has columns first (5.3.6.2), but Linux has read
-    /// them in this order since 2010 and went back to it after having tried the other (drivers/char/virtio_console.c,
-    /// `handle_control_message`).
+    /// How large the console is: columns, then rows (virtio 1.3, 5.3.6.2). Linux read them the other way round until 2025, when
+    /// 6.15 and the stable releases of that spring, among them Debian 12's 6.1, began to follow the specification
+    /// (drivers/char/virtio_console.c, `handle_control_message`). A device cannot tell which of them drives it.
     pub fn resize(port: u32, size: Size) -> Self {
         let mut message = Self::new(port, Event::Resize, 0);
-        message.payload.extend(size.rows.to_le_bytes());
         message.payload.extend(size.columns.to_le_bytes());
+        message.payload.extend(size.rows.to_le_bytes());
         message
     }
 
@@ -232,7 +232,7 @@ mod tests {
         let size = Size { columns: 80, rows: 25 };
         assert_eq!(
             ToDriver::resize(1, size).bytes(),
-            [1, 0, 0, 0, 5, 0, 0, 0, 25, 0, 80, 0]
+            [1, 0, 0, 0, 5, 0, 0, 0, 80, 0, 25, 0]
         );
         let parsed = FromDriver::parse([9, 0, 0, 0, 6, 0, 1, 0]);
         assert_eq!(
