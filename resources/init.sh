@@ -4,8 +4,11 @@
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 [ -e /dev/port ] || mount -t devtmpfs dev /dev
-echo 1 > /proc/sys/kernel/printk
+[ -n "$terminal" ] || echo 1 > /proc/sys/kernel/printk
 [ -e /load-modules ] && sh /load-modules
+# A console that came with a module was not there when the kernel gave this program its own.
+[ -n "$terminal" ] && exec < /dev/$terminal > /dev/$terminal 2>&1
+echo 1 > /proc/sys/kernel/printk
 
 section() { echo "=== $1"; }
 

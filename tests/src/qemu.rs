@@ -13,14 +13,13 @@ use crate::resources;
 /// The emulator to compare with.
 pub const QEMU: &str = "INNKEEPER_QEMU";
 
-/// Runs the guest of `config` on QEMU's `-M pc` with nothing but its fixed functions, and `more` options.
+/// QEMU's `-M pc` with nothing but its fixed functions and no serial port, about to run the guest of `config`.
 ///
 /// # Errors
-/// QEMU is missing or its guest did not report.
-pub fn run(config: &MachineConfig, more: &[&str]) -> Result<Report, Error> {
-    let qemu = resources::variable(QEMU)?;
+/// QEMU is missing.
+pub fn command(config: &MachineConfig) -> Result<Command, Error> {
     let firmware = Path::new(&resources::variable(resources::RESOURCES)?).join("firmware");
-    let mut command = Command::new(&qemu);
+    let mut command = Command::new(resources::variable(QEMU)?);
     command
         .arg("-L")
         .arg(firmware)
@@ -36,7 +35,7 @@ pub fn run(config: &MachineConfig, more: &[&str]) -> Result<Report, Error> {
             "none",
             "-no-reboot",
         ])
-        .args(["-serial", "stdio", "-monitor", "none"])
+        .args(["-monitor", "none"])
         .args([
             "-m",
             &format!("{}M", config.memory >> 20),
@@ -45,13 +44,29 @@ pub fn run(config: &MachineConfig, more: &[&str]) -> Result<Report, Error> {
         ])
         .arg("-kernel")
         .args(&config.kernel)
-        .args(["-append", &config.command_line])
-        .args(more)
-        .stdin(Stdio::null());
+        .args(["-append", &config.command_line]);
     if let Some(initrd) = &config.initrd {
         command.arg("-initrd").arg(initrd);
     }
-    let output = command.output().map_err(|error| format!("{qemu}: {error}"))?;
+    Ok(command)
+}
+
+/// Runs the guest of `config` on QEMU, without the devices that it has on ours, and with `more` options.
+///
+/// # Errors
+/// QEMU is missing or its guest did not report.
+pub fn run(config: &MachineConfig, more: &[&str]) -> Result<Report, Error> {
+    report(config, &[&["-serial", "stdio"], more].concat())
+}
+
+/// The same without a serial port: `more` leads standard output to the guest's console.
+///
+/// # Errors
+/// As [`run`].
+pub fn report(config: &MachineConfig, more: &[&str]) -> Result<Report, Error> {
+    let mut command = command(config)?;
+    let output = command.args(more).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{command:?}: {error}"))?;
     let console = String::from_utf8_lossy(&output.stdout);
     let report = Report::parse(&console);
     if !report.is_complete() {

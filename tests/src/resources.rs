@@ -22,7 +22,12 @@ pub const QEMU_IMG: &str = "INNKEEPER_QEMU_IMG";
 const INIT: &str = include_str!("../../resources/init.sh");
 
 /// What such a guest does when `job=` names it: files of shell functions, `job_NAME` each.
-const JOBS: [(&str, &str); 1] = [("filesystem", include_str!("../../resources/jobs/filesystem.sh"))];
+const JOBS: &[(&str, &str)] = &[
+    ("filesystem", include_str!("../../resources/jobs/filesystem.sh")),
+    ("rng", include_str!("../../resources/jobs/rng.sh")),
+    ("serial", include_str!("../../resources/jobs/serial.sh")),
+    ("shell", include_str!("../../resources/jobs/shell.sh")),
+];
 
 /// What the environment says under `name`.
 ///

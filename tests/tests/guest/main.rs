@@ -26,5 +26,7 @@ mod filesystem;
 mod hotplug;
 mod life;
 mod program;
+mod rng;
+mod serial;
 mod table;
 mod yardstick;

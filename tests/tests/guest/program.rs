@@ -115,7 +115,7 @@ fn errors_are_one_line_with_status_2() {
 }
 
 /// A pseudo-terminal: the end that a person would sit at, and the end that a program runs on.
-fn terminal() -> (File, OwnedFd) {
+pub fn terminal() -> (File, OwnedFd) {
     let (mut person, mut program) = (0, 0);
     // SAFETY: the first two pointers take a descriptor each; the others may be null.
     let result = unsafe {
