@@ -7,6 +7,7 @@ pub mod error;
 pub mod initramfs;
 pub mod kernel;
 pub mod lab;
+pub mod load;
 pub mod modules;
 pub mod packages;
 pub mod resources;

@@ -4,9 +4,12 @@ mod block;
 mod boot;
 mod child;
 mod counters;
+mod guest;
 mod machines;
 mod measure;
+mod net;
 mod place;
+mod requests;
 mod ring;
 mod samples;
 mod table;
@@ -28,10 +31,13 @@ enum Benchmark {
     Ring,
     #[command(alias = "blk")]
     Block(block::BlockArgs),
+    Net(net::NetArgs),
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
     #[command(hide = true)]
     MeasureBlock(block::measure::MeasureBlockArgs),
+    #[command(hide = true)]
+    MeasureNet(net::measure::MeasureNetArgs),
 }
 
 /// Runs it and returns the exit status for the process.
@@ -43,7 +49,9 @@ pub fn bench(args: &BenchArgs) -> Result<u8> {
         Benchmark::Boot(args) => boot::boot(args),
         Benchmark::Ring => ring::ring(),
         Benchmark::Block(args) => block::block(args),
+        Benchmark::Net(args) => net::net(args),
         Benchmark::Measure(args) => measure::measure(args),
         Benchmark::MeasureBlock(args) => block::measure::measure(args),
+        Benchmark::MeasureNet(args) => net::measure::measure(args),
     }
 }

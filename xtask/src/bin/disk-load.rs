@@ -1,7 +1,6 @@
 //! The load of `cargo xtask bench block`: runs in the guest, as a child of its init, and times requests to a disk.
 //!
-//! `disk-load DEVICE` goes through all phases. Around each it says `phase NAME ready`, waits a moment so that whoever counts outside
-//! can look, works, and says `phase NAME done REQUESTS NANOSECONDS INTERRUPTS`.
+//! `disk-load DEVICE` goes through all phases and says of each how it went.
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::fs::{File, OpenOptions};
@@ -9,13 +8,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::ExitCode;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, types};
+use xtask::load;
 
-/// How long the counters outside have to be read.
-const PAUSE: Duration = Duration::from_millis(400);
 /// Requests start within so much of the disk, in bytes.
 const SPAN: u64 = 64 << 20;
 
@@ -90,19 +86,10 @@ fn run(phase: &Phase, path: &str) -> io::Result<()> {
     for buffer in buffers.iter_mut().take(1) {
         disk.read_at(buffer.bytes(), 0)?;
     }
-    println!("phase {} ready", phase.name);
-    sleep(PAUSE);
-    let interrupts = interrupts()?;
-    let started = Instant::now();
-    load(phase, &disk, &mut buffers)?;
-    let took = started.elapsed().as_nanos();
-    let interrupts = self::interrupts()? - interrupts;
-    println!("phase {} done {} {took} {interrupts}", phase.name, phase.count);
-    sleep(PAUSE);
-    Ok(())
+    load::phase(phase.name, phase.count, || transfer(phase, &disk, &mut buffers))
 }
 
-fn load(phase: &Phase, disk: &File, buffers: &mut [Buffer]) -> io::Result<()> {
+fn transfer(phase: &Phase, disk: &File, buffers: &mut [Buffer]) -> io::Result<()> {
     let mut ring = IoUring::new(phase.depth)?;
     let mut places = Places::new(phase);
     let (mut submitted, mut finished) = (0, 0);
@@ -173,19 +160,6 @@ impl Places {
         self.state = next;
         slot % self.slots * self.size
     }
-}
-
-/// Interrupts of virtio queues so far.
-fn interrupts() -> io::Result<u64> {
-    let table = std::fs::read_to_string("/proc/interrupts")?;
-    let of_line = |line: &str| -> u64 {
-        let counts = line
-            .split_whitespace()
-            .skip(1)
-            .map_while(|word| word.parse::<u64>().ok());
-        counts.sum()
-    };
-    Ok(table.lines().filter(|line| line.contains("virtio")).map(of_line).sum())
 }
 
 /// Memory as O_DIRECT wants it.

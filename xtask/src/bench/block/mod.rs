@@ -1,10 +1,9 @@
 //! `cargo xtask bench block`: what a request to a disk costs in a whole guest, beside QEMU with an I/O thread and io_uring.
 
 pub mod measure;
-mod samples;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,11 +12,12 @@ use xtask::initramfs::{Initramfs, LOAD_MODULES};
 use xtask::kernel::Flavour;
 use xtask::lab::{self, Lab, ensure_cured, scratch};
 use xtask::modules::ModuleTree;
-use xtask::{Result, packages, resources};
+use xtask::{Result, resources};
 
-use self::samples::Table;
+use super::guest::{ENDED, debian_qemu};
 use super::machines::Files;
 use super::place;
+use super::requests::Table;
 use crate::cargo;
 use crate::way::{self, Way};
 
@@ -58,7 +58,7 @@ pub fn block(args: &BlockArgs) -> Result<u8> {
     println!(
         "A guest with one CPU and one disk of one queue, image in the page cache; figures for each request; {way}\n"
     );
-    let mut table = Table::default();
+    let mut table = Table::new("a request of");
     let status = match way {
         Way::Host => on_host(&innkeeper, &resources, &guest, args, &mut table)?,
         Way::Lab(_) => in_lab(&innkeeper, &resources, &guest, args, &mut table)?,
@@ -84,15 +84,10 @@ fn guest(load: &Path, resources: &Path) -> Result<Initramfs> {
         "/init",
         &format!(
             "mount -t proc proc /proc\nmount -t devtmpfs dev /dev 2>/dev/null\n{LOAD_MODULES}{wait}\
-             disk-load /dev/vda\necho load ended\nwhile :; do sleep 1000; done\n"
+             disk-load /dev/vda\necho {ENDED}\nwhile :; do sleep 1000; done\n"
         ),
     );
     Ok(contents)
-}
-
-/// Debian's own QEMU: it has io_uring, which the lab's emulator is built without.
-fn qemu() -> Result<PathBuf> {
-    packages::program("qemu-system-x86_64", "qemu-system-x86", "compare with QEMU")
 }
 
 fn on_host(innkeeper: &Path, resources: &Path, guest: &Initramfs, args: &BlockArgs, table: &mut Table) -> Result<u8> {
@@ -102,7 +97,7 @@ fn on_host(innkeeper: &Path, resources: &Path, guest: &Initramfs, args: &BlockAr
     image.set_len(IMAGE).during(|| "making the image")?;
     let files = Files {
         innkeeper: innkeeper.into(),
-        qemu: qemu()?,
+        qemu: debian_qemu()?,
         firmware: resources.join("firmware"),
         kernels: resources.join("kernels").join(Flavour::Cloud.name()),
         initrd: scratch::inherited_path(&initrd).into(),
@@ -128,7 +123,7 @@ fn in_lab(innkeeper: &Path, resources: &Path, guest: &Initramfs, args: &BlockArg
     lab.icount = args.icount;
     lab.contents
         .program(innkeeper, "/bin/innkeeper")?
-        .program(&qemu()?, "/bin/qemu")?
+        .program(&debian_qemu()?, "/bin/qemu")?
         .copy(&resources.join("firmware"), "/firmware")?
         .copy(&kernel, "/kernels/vmlinuz")?
         .bytes("/initrd", guest.to_bytes()?);

@@ -1,16 +1,16 @@
-//! The figures of a phase, the line that carries them, and the table.
+//! The figures of a phase of a guest's load, the line that carries them, and the table: what a request to a device costs.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::bench::counters::Counts;
+use super::counters::Counts;
 
 /// Who runs the guest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Program {
     /// We do.
     Innkeeper,
-    /// QEMU's `pc`, with an I/O thread.
+    /// QEMU's `pc`.
     Qemu,
 }
 
@@ -111,13 +111,24 @@ const COLUMNS: [Column; 5] = [
 ];
 
 /// All samples, in the order of the phases.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct Table {
+    /// The head of the column with the phases.
+    title: &'static str,
     phases: Vec<String>,
     samples: BTreeMap<(Program, String), Vec<Figures>>,
 }
 
 impl Table {
+    /// An empty one whose first column has this head.
+    pub fn new(title: &'static str) -> Self {
+        Self {
+            title,
+            phases: Vec::new(),
+            samples: BTreeMap::new(),
+        }
+    }
+
     /// Takes a line in. False when it is no sample.
     pub fn take(&mut self, line: &str) -> bool {
         let Some(Sample {
@@ -146,7 +157,9 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:<14}{:<10}{:>10}", "a request of", "on", "rate/QEMU")?;
+        let titles = self.phases.iter().map(String::len).chain([self.title.len()]);
+        let width = titles.max().unwrap_or_default() + 2;
+        write!(formatter, "{:<width$}{:<10}{:>10}", self.title, "on", "rate/QEMU")?;
         COLUMNS
             .iter()
             .try_for_each(|(title, _)| write!(formatter, "{title:>10}"))?;
@@ -160,7 +173,7 @@ impl fmt::Display for Table {
                     .zip(ours)
                     .map(|(theirs, ours)| theirs / ours);
                 let ratio = ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
-                write!(formatter, "{phase:<14}{:<10}{ratio:>10}", program.to_string())?;
+                write!(formatter, "{phase:<width$}{:<10}{ratio:>10}", program.to_string())?;
                 for column in COLUMNS {
                     let figure = self.median(program, phase, column);
                     let figure = figure.map_or("-".to_owned(), |figure| format!("{figure:.2}"));
@@ -194,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_table_shows_rates_beside_qemus() {
-        let mut table = Table::default();
+        let mut table = Table::new("a request of");
         for (program, time) in [(Program::Innkeeper, "5000"), (Program::Qemu, "10000")] {
             let sample = Sample::new(program, "read-4k-1", &["10", time, "5"], COUNTS).unwrap();
             assert!(table.take(&sample.to_string()));
