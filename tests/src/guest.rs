@@ -61,11 +61,79 @@ pub fn run(config: MachineConfig) -> Result<Ended, Error> {
     Conversation::start(config)?.end()
 }
 
+/// The far end of a guest's serial line: what a person at its terminal would see and type.
+pub struct Line {
+    stream: BufReader<UnixStream>,
+    said: String,
+}
+
+impl Line {
+    /// The line that ends in `stream`.
+    ///
+    /// # Errors
+    /// The stream takes no time limit.
+    pub fn new(stream: UnixStream) -> Result<Self, Error> {
+        stream.set_read_timeout(Some(SILENCE))?;
+        Ok(Self {
+            stream: BufReader::new(stream),
+            said: String::new(),
+        })
+    }
+
+    /// Everything that came over it.
+    pub fn said(&self) -> &str {
+        &self.said
+    }
+
+    /// Waits for the next line that begins with `start` and returns the rest of it.
+    ///
+    /// # Errors
+    /// The guest fell silent or ended first.
+    pub fn hear(&mut self, start: &str) -> Result<String, Error> {
+        while let Some(line) = self.next()? {
+            if let Some(rest) = line.strip_prefix(start) {
+                return Ok(rest.trim().to_owned());
+            }
+        }
+        Err(format!(
+            "the guest ended without '{start}'; its last words:\n{}",
+            tail(&self.said)
+        )
+        .into())
+    }
+
+    /// The next line, without what ends it; `None` when the guest has hung up.
+    ///
+    /// # Errors
+    /// The guest fell silent.
+    #[allow(clippy::should_implement_trait, reason = "it can fail")]
+    pub fn next(&mut self) -> Result<Option<String>, Error> {
+        let mut bytes = Vec::new();
+        if self.stream.read_until(b'\n', &mut bytes).is_err() {
+            self.said.push_str(&String::from_utf8_lossy(&bytes));
+            return Err(format!("the guest fell silent; its last words:\n{}", tail(&self.said)).into());
+        }
+        if std::env::var_os(ECHO).is_some() {
+            std::io::stderr().write_all(&bytes)?;
+        }
+        let line = String::from_utf8_lossy(&bytes);
+        self.said.push_str(&line);
+        Ok((!bytes.is_empty()).then(|| line.trim_end().to_owned()))
+    }
+
+    /// Types a line.
+    ///
+    /// # Errors
+    /// The guest has hung up.
+    pub fn say(&mut self, line: &str) -> Result<(), Error> {
+        Ok(self.stream.get_mut().write_all(format!("{line}\n").as_bytes())?)
+    }
+}
+
 /// A running guest that the test listens and talks to over the serial line.
 pub struct Conversation {
     guest: Option<Running>,
-    line: BufReader<UnixStream>,
-    said: String,
+    line: Line,
 }
 
 impl Conversation {
@@ -83,13 +151,12 @@ impl Conversation {
     /// It could not be built or started, or `prepare` failed.
     pub fn prepared(config: MachineConfig, prepare: impl FnOnce(&Machine) -> Result<(), Error>) -> Result<Self, Error> {
         let (serial, stream) = Console::stream()?;
-        stream.set_read_timeout(Some(SILENCE))?;
+        let line = Line::new(stream)?;
         let machine = Machine::new(config, serial)?;
         prepare(&machine)?;
         Ok(Self {
             guest: Some(machine.start()?),
-            line: BufReader::new(stream),
-            said: String::new(),
+            line,
         })
     }
 
@@ -99,47 +166,28 @@ impl Conversation {
         guest.unwrap_or_else(|| unreachable!("the guest goes when the conversation ends"))
     }
 
-    /// Waits for the next line that begins with `start` and returns the rest of it.
+    /// [`Line::hear`].
     ///
     /// # Errors
-    /// The guest fell silent or ended first.
+    /// Those of it.
     pub fn hear(&mut self, start: &str) -> Result<String, Error> {
-        while let Some(line) = self.next_line()? {
-            if let Some(rest) = line.strip_prefix(start) {
-                return Ok(rest.trim().to_owned());
-            }
-        }
-        Err(format!(
-            "the guest ended without '{start}'; its last words:\n{}",
-            tail(&self.said)
-        )
-        .into())
+        self.line.hear(start)
     }
 
-    /// The next line of the console, without what ends it; `None` when the console has closed.
+    /// [`Line::next`].
     ///
     /// # Errors
-    /// The guest fell silent.
+    /// Those of it.
     pub fn next_line(&mut self) -> Result<Option<String>, Error> {
-        let mut bytes = Vec::new();
-        if self.line.read_until(b'\n', &mut bytes).is_err() {
-            self.said.push_str(&String::from_utf8_lossy(&bytes));
-            return Err(format!("the guest fell silent; its last words:\n{}", tail(&self.said)).into());
-        }
-        if std::env::var_os(ECHO).is_some() {
-            std::io::stderr().write_all(&bytes)?;
-        }
-        let line = String::from_utf8_lossy(&bytes);
-        self.said.push_str(&line);
-        Ok((!bytes.is_empty()).then(|| line.trim_end().to_owned()))
+        self.line.next()
     }
 
-    /// Types a line on the guest's terminal.
+    /// [`Line::say`].
     ///
     /// # Errors
-    /// The console has closed.
+    /// Those of it.
     pub fn say(&mut self, line: &str) -> Result<(), Error> {
-        Ok(self.line.get_mut().write_all(format!("{line}\n").as_bytes())?)
+        self.line.say(line)
     }
 
     /// Has a guest whose job is `shell` do `command`, and returns the lines that it says meanwhile.
@@ -156,7 +204,11 @@ impl Conversation {
                 None => answer.push(line),
             }
         }
-        Err(format!("the guest ended at '{command}'; its last words:\n{}", tail(&self.said)).into())
+        Err(format!(
+            "the guest ended at '{command}'; its last words:\n{}",
+            tail(&self.line.said)
+        )
+        .into())
     }
 
     /// Listens until the guest ends.
@@ -167,7 +219,7 @@ impl Conversation {
         while self.next_line()?.is_some() {}
         let guest = self.guest.take();
         let (outcome, stats) = guest.map_or_else(|| unreachable!("taken here only"), Running::wait);
-        let console = std::mem::take(&mut self.said);
+        let console = std::mem::take(&mut self.line.said);
         Ok(Ended {
             outcome,
             report: Report::parse(&console),

@@ -3,7 +3,9 @@
 
 pub mod driver;
 pub mod guest;
+pub mod process;
 pub mod qemu;
+pub mod qmp;
 pub mod report;
 pub mod resources;
 

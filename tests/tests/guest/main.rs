@@ -25,6 +25,7 @@ mod disk;
 mod filesystem;
 mod hotplug;
 mod life;
+mod management;
 mod program;
 mod rng;
 mod serial;
