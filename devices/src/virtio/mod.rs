@@ -7,6 +7,7 @@ pub mod device;
 pub mod id;
 pub mod info;
 pub mod interrupt;
+mod listeners;
 pub mod net;
 pub mod options;
 mod report;

@@ -20,6 +20,7 @@ macro_rules! each_kernel {
 }
 
 mod boot;
+mod command_lines;
 mod disk;
 #[cfg(feature = "long")]
 mod filesystem;

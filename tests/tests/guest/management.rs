@@ -2,9 +2,11 @@
 //! what the guest sees. What the guests do is in resources/jobs/management.sh.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -228,8 +230,44 @@ fn furnished(name: Name, folder: &str) -> Managed {
         ["-device", "virtio-serial-pci,id=serial"],
         ["-chardev", "ringbuf,id=c0"],
         ["-device", "virtserialport,chardev=c0,id=port,name=org.example"],
+        ["-monitor", "unix:people,server=on,wait=off"],
     ];
     Managed::start(name, "cloud", folder, false, &options.concat())
+}
+
+/// What the monitor for people says, up to its prompt.
+fn hear_prompt(monitor: &mut UnixStream) -> String {
+    let mut said = Vec::new();
+    let mut byte = [0];
+    while !said.ends_with(b"(qemu) ") {
+        monitor.read_exact(&mut byte).unwrap();
+        said.extend(byte);
+    }
+    String::from_utf8(said).unwrap()
+}
+
+fn people_are_answered(managed: &Managed) {
+    let mut monitor = UnixStream::connect(managed.folder.join("people")).unwrap();
+    assert!(hear_prompt(&mut monitor).starts_with("QEMU 7.2.0 monitor"));
+    monitor.write_all(b"info status\n").unwrap();
+    assert_eq!(hear_prompt(&mut monitor), "VM status: running\r\n(qemu) ");
+}
+
+/// The card's filter as the guest has it is told once, and again when somebody has asked for it.
+fn filter_is_followed(managed: &mut Managed) {
+    managed.ask("query-rx-filter", json!({}));
+    managed.monitor.forget("NIC_RX_FILTER_CHANGED");
+    for (mode, promiscuous) in [("on", true), ("off", false)] {
+        managed.say(&format!("ip link set eth0 promisc {mode}"));
+        let data = managed.event("NIC_RX_FILTER_CHANGED");
+        assert_eq!(
+            data,
+            json!({"name": "card", "path": "/machine/peripheral/card/virtio-backend"})
+        );
+        // The guest sets it by several commands, of which the first is told.
+        while managed.ask("query-rx-filter", json!({"name": "card"}))[0]["promiscuous"] != promiscuous {}
+        managed.monitor.forget("NIC_RX_FILTER_CHANGED");
+    }
 }
 
 /// Operations on the disk that the machine has done.
@@ -328,6 +366,9 @@ fn management_is_seen_by_the_guest() {
 
     balloon_fills_and_empties(&mut managed);
 
+    people_are_answered(&managed);
+    filter_is_followed(&mut managed);
+
     // A port that the guest opens, writes to and closes.
     managed.monitor.forget("VSERPORT_CHANGE");
     managed.say("echo hello > $(ls /dev/vport*p1)");
@@ -348,5 +389,51 @@ fn management_is_seen_by_the_guest() {
     managed.hear("button pressed");
     let data = managed.event("SHUTDOWN");
     assert_eq!(data, json!({"guest": true, "reason": "guest-shutdown"}));
+    assert_eq!(managed.end().0.code(), Some(0));
+}
+
+/// A file system of 8 MiB.
+struct SmallFileSystem(PathBuf);
+
+impl SmallFileSystem {
+    fn mount(path: PathBuf) -> Self {
+        std::fs::create_dir_all(&path).unwrap();
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=8m", "none"])
+            .arg(&path)
+            .status();
+        assert!(mount.unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_of_the_host_is_an_error_in_the_guest_and_an_event() {
+    let small = SmallFileSystem::mount(std::env::temp_dir().join("management-small"));
+    let image = small.0.join("disk.img");
+    File::create(&image).unwrap().set_len(64 * MIB).unwrap();
+    let drive = format!("if=none,id=d0,format=raw,file={}", image.display());
+    let options = ["-drive", &drive, "-device", "virtio-blk-pci,drive=d0"];
+    let mut managed = Managed::start(Name::Innkeeper, "cloud", "full", false, &options);
+    managed.say("dd if=/dev/zero of=/dev/vda bs=1M count=1 oflag=direct 2>/dev/null; echo \"small $?\"");
+    assert_eq!(managed.hear("small "), "0");
+    managed.say("dd if=/dev/zero of=/dev/vda bs=1M count=16 oflag=direct 2>/dev/null; echo \"large $?\"");
+    assert_eq!(managed.hear("large "), "1");
+    assert_eq!(
+        managed.event("BLOCK_IO_ERROR"),
+        json!({"device": "d0", "node-name": "d0", "operation": "write", "action": "report", "nospace": true,
+               "reason": "No space left on device"})
+    );
+    managed.ask("quit", json!({}));
+    assert_eq!(
+        managed.event("SHUTDOWN"),
+        json!({"guest": false, "reason": "host-qmp-quit"})
+    );
     assert_eq!(managed.end().0.code(), Some(0));
 }

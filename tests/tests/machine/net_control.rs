@@ -267,6 +267,27 @@ fn commands_without_room_for_an_answer_change_nothing_and_come_back() {
 }
 
 #[test]
+fn a_change_of_the_filter_is_told_once_until_somebody_asks_for_it() {
+    let (machine, _cable) = machine("");
+    let (sender, changes) = std::sync::mpsc::channel();
+    control(&machine).on_filter_change(move || sender.send(()).unwrap());
+    let mut card = Card::of_first(&machine, Way::Modern);
+    let told = || changes.try_iter().count();
+    assert_eq!(told(), 0);
+    assert_eq!(card.command(MODE, 77, &[1]), ERR);
+    assert_eq!(told(), 0, "a command that is refused changes nothing");
+    for _ in 0..3 {
+        assert_eq!(card.command(MODE, PROMISC, &[0]), OK);
+    }
+    assert_eq!(told(), 1);
+    for (class, number, data) in [(VLAN, ADD, vec![5, 0]), (MAC, TABLE, tables(&[OTHER], &[GROUP]))] {
+        let _ = control(&machine).filter();
+        assert_eq!(card.command(class, number, &data), OK);
+        assert_eq!(told(), 1);
+    }
+}
+
+#[test]
 fn a_reset_brings_back_what_the_driver_changed() {
     let (machine, mut cable) = machine("");
     let mut card = Card::of_first(&machine, Way::Modern);

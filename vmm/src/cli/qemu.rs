@@ -19,7 +19,7 @@ use crate::qemu::invocation::{self, Invocation, Monitor, MonitorMode, Request};
 use crate::qmp::json::Style;
 use crate::qmp::link::Monitors;
 use crate::qmp::managed::Managed;
-use crate::qmp::server::{Endpoint, MonitorConfig, Server};
+use crate::qmp::server::{Endpoint, Language, MonitorConfig, Server};
 use crate::qmp::target::{self, About, Target};
 use crate::qtest::{self, Channel, LogTarget, QtestConfig};
 use crate::signals::Signals;
@@ -183,18 +183,22 @@ fn monitors(monitors: &[Monitor]) -> Result<Vec<MonitorConfig>, Failure> {
     let config = |monitor: &Monitor| {
         let endpoint = endpoint(&monitor.far_end).ok_or_else(|| {
             let far_end = &monitor.far_end;
-            Failure::Usage(format!("QMP on {far_end}: use a socket with path= or port=, or stdio"))
+            Failure::Usage(format!(
+                "monitor on {far_end}: use a socket with path= or port=, or stdio"
+            ))
         })?;
         Ok(MonitorConfig {
             label: monitor.label.clone(),
             endpoint,
-            style: match monitor.mode {
-                MonitorMode::Control { pretty: true } => Style::Pretty,
-                _ => Style::Line,
+            language: match monitor.mode {
+                MonitorMode::Control { pretty: true } => Language::Control(Style::Pretty),
+                MonitorMode::Control { pretty: false } => Language::Control(Style::Line),
+                MonitorMode::Readline => Language::Lines,
             },
         })
     };
-    monitors.iter().map(config).collect()
+    let reachable = |monitor: &&Monitor| monitor.far_end.get("backend") != Some("null");
+    monitors.iter().filter(reachable).map(config).collect()
 }
 
 /// Where the client of a monitor with this far end is.

@@ -16,7 +16,7 @@ use crate::qemu::backends::Backends;
 use crate::qmp::json::Style;
 use crate::qmp::link::Monitors;
 use crate::qmp::managed::Managed;
-use crate::qmp::server::{Endpoint, MonitorConfig, Server};
+use crate::qmp::server::{Endpoint, Language, MonitorConfig, Server};
 use crate::qmp::target::{About, Target};
 use crate::signals::Signals;
 
@@ -81,7 +81,7 @@ fn serve_qmp(endpoints: Vec<Endpoint>, about: About, machine: &Machine) -> Resul
     let config = |(index, endpoint)| MonitorConfig {
         label: format!("qmp{index}"),
         endpoint,
-        style: Style::Line,
+        language: Language::Control(Style::Line),
     };
     let configs: Vec<_> = endpoints.into_iter().enumerate().map(config).collect();
     let monitors = Monitors::default();

@@ -27,6 +27,8 @@ pub struct Backends {
     pub objects: Named,
     /// Properties of all devices of a kind: driver, property, value.
     pub globals: Vec<[String; 3]>,
+    /// CPUs of the machine, by which disks have queues.
+    pub cpus: u32,
 }
 
 /// The kinds of which every virtio device on PCI is one.

@@ -63,7 +63,7 @@ pub struct Invocation {
     pub backends: Backends,
     /// The far end of the serial port; nothing reads or writes it without one.
     pub serial: Option<Pairs>,
-    /// Monitors that speak QMP.
+    /// Monitors.
     pub monitors: Vec<Monitor>,
     /// Where a test is, and its log.
     pub qtest: Option<String>,
@@ -90,8 +90,9 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Request, ConfigE
     if let Some(text) = help::asked_for(&collected) {
         return Ok(Request::Text(text));
     }
-    let backends = backends(&mut collected)?;
+    let mut backends = backends(&mut collected)?;
     let board = board::read(&mut collected, &backends)?;
+    backends.cpus = board.cpus;
     Builder {
         collected,
         board,
@@ -153,7 +154,7 @@ impl Builder {
         let mut monitors = Vec::new();
         self.monitors(&mut monitors)?;
         let serial = self.serial(&monitors)?;
-        self.readline(&mut monitors, serial.as_ref());
+        Self::readline(&mut monitors, serial.as_ref());
         let mut config = match self.collected.kernel.take() {
             Some(kernel) => MachineConfig::new(kernel),
             None => MachineConfig::without_kernel(),
@@ -329,18 +330,9 @@ impl Builder {
         Ok(())
     }
 
-    /// Monitors for people are not here; one that would share the terminal with the serial port is not missed.
-    fn readline(&mut self, monitors: &mut Vec<Monitor>, serial: Option<&Pairs>) {
-        let (control, readline): (Vec<_>, Vec<_>) = std::mem::take(monitors)
-            .into_iter()
-            .partition(|monitor| monitor.mode != MonitorMode::Readline);
-        *monitors = control;
-        for monitor in readline.iter().filter(|monitor| Some(&monitor.far_end) != serial) {
-            let text = "there is no monitor for people; use -qmp, whose human-monitor-command takes such commands";
-            self.collected
-                .notes
-                .push(format!("monitor on {}: {text}", monitor.label));
-        }
+    /// A monitor for people that would share the terminal with the serial port is not there: the keys are the port's.
+    fn readline(monitors: &mut Vec<Monitor>, serial: Option<&Pairs>) {
+        monitors.retain(|monitor| monitor.mode != MonitorMode::Readline || Some(&monitor.far_end) != serial);
     }
 
     fn far_end(&self, subject: &str, id: &str) -> Result<Pairs, ConfigError> {

@@ -61,9 +61,29 @@ const USER: &[Settled] = &[
     settled("restrict", &["off"], "passt lets the guest reach what the host reaches"),
 ];
 
+/// Options of QEMU's user-mode networking that describe the network behind the card, which is another one here.
+const OTHER_NETWORK: &[&str] = &[
+    "net",
+    "host",
+    "dhcpstart",
+    "dns",
+    "dnssearch",
+    "domainname",
+    "hostname",
+    "ipv6-net",
+    "ipv6-prefix",
+    "ipv6-prefixlen",
+    "ipv6-host",
+    "ipv6-dns",
+];
+
 /// User-mode networking. The addresses are passt's, which are the host's own.
 fn user(mut reader: Reader) -> Result<Pairs, ConfigError> {
     reader.settle(USER)?;
+    if let Some(key) = OTHER_NETWORK.iter().find(|key| reader.text(key).is_some()) {
+        let remedy = "leave it out: the guest has the addresses of the host, by passt";
+        return Err(reader.refused(&format!("there is no {key}="), remedy));
+    }
     let mut options = Pairs::default();
     options.push("user", "on");
     for rule in reader.texts("hostfwd") {
@@ -290,7 +310,11 @@ mod tests {
             ("socket,mcast=1.2.3.4:5", "use -netdev dgram"),
             ("hubport", "hubid= is missing"),
             ("user,restrict=on", "passt lets the guest reach"),
-            ("user,net=10.0.0.0/8", "there is no option 'net'"),
+            (
+                "user,net=10.0.0.0/8",
+                "there is no net=; leave it out: the guest has the addresses of the host",
+            ),
+            ("user,smb=/srv", "there is no option 'smb'"),
             (
                 "dgram,remote.type=inet,remote.host=230.0.0.1,remote.port=1",
                 "there is no multicast",

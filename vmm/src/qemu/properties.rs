@@ -124,10 +124,22 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
         write_cache(&mut reader, &mut options)?;
     }
     options.extend(reader.rest());
+    default_queues(device, &mut options, backends.cpus);
     Ok(DeviceConfig {
         references,
         ..DeviceConfig::new(device, options)
     })
+}
+
+/// A disk has as many queues as there are CPUs (QEMU, `virtio_pci_optimal_num_queues`), and a network card with several tells the guest
+/// so only with `mq=on`, where ours do unless told otherwise.
+fn default_queues(device: &str, options: &mut Pairs, cpus: u32) {
+    let queues = options.get("queues");
+    if device.starts_with("virtio-blk") && queues.is_none() && cpus > 1 {
+        options.push("queues", cpus.to_string());
+    } else if device.starts_with("virtio-net") && queues.is_some() && options.get("mq").is_none() {
+        options.push("mq", "off");
+    }
 }
 
 /// The `filter-dump` of a network.
@@ -480,6 +492,33 @@ mod tests {
         ] {
             let error = resolve(device, text).unwrap_err();
             assert!(error.contains(complaint), "{error}");
+        }
+    }
+
+    #[test]
+    fn disks_have_a_queue_for_each_cpu_and_cards_several_when_told() {
+        let mut backends = backends();
+        backends.cpus = 4;
+        backends
+            .add_netdev(Pairs::parse("type=tap,id=t0,ifname=tap0,queues=2", None))
+            .unwrap();
+        for (device, text, expected) in [
+            (
+                "virtio-blk-pci",
+                "drive=d0",
+                "path=a.img,format=raw,cache=none,queues=4",
+            ),
+            (
+                "virtio-blk-pci",
+                "drive=d0,num-queues=1",
+                "path=a.img,format=raw,cache=none,queues=1",
+            ),
+            ("virtio-rng-pci", "rng=r0", "source=/dev/random"),
+            ("virtio-net-pci", "netdev=t0", "tap=tap0,queues=2,mq=off"),
+            ("virtio-net-pci", "netdev=t0,mq=on", "tap=tap0,queues=2,mq=on"),
+        ] {
+            let resolved = backends.resolve(device, Pairs::parse(text, None)).unwrap();
+            assert_eq!(resolved.options.to_string(), expected, "{device},{text}");
         }
     }
 

@@ -128,153 +128,121 @@ enum Fate {
 }
 use Fate::{Refused, Runs};
 
-/// Where it is from, the command line (paths shortened), and what becomes of it.
-const PUBLIC: &[(&str, &str, Fate)] = &[
+/// Command lines of other programs, with where they are from: `= NAME`, comments, and words as a shell reads them.
+const PUBLIC: &str = include_str!("../../../resources/qemu-command-lines.txt");
+
+const PASST: &str = "virtio-net-pci,user=on";
+const NO_FSDEV: &str = "-fsdev: not supported; there is no virtio-9p; give a disk with -drive if=virtio";
+const NO_VIRTFS: &str = "-virtfs: not supported; there is no virtio-9p; give a disk with -drive if=virtio";
+const NO_IDE: &str = "-hda: not supported; there is no IDE; write -drive file=FILE,format=raw,if=virtio";
+
+/// What becomes of each.
+const FATES: &[(&str, Fate)] = &[
+    ("kunit", Runs(&[], 1)),
     (
-        "virtme-ng, without a shared root",
-        "-name virtme-ng@box -m 1G -machine accel=kvm:tcg -cpu host -parallel none -net none -echr 1 -chardev file,path=/proc/self/fd/2,id=dmesg \
-         -chardev stdio,id=console,signal=off,mux=on -serial chardev:console -mon chardev=console -vga none -display none -smp 4 -kernel bzImage \
-         -append 'virtme_hostname=box console=ttyS0' -initrd initrd.cpio -no-reboot",
-        Runs(&[], 0),
+        "bpf-selftests",
+        Runs(&["virtio-blk-pci,path=root.img,format=raw,cache=none,queues=8"], 0),
     ),
     (
-        "virtme, root over 9p",
-        "-fsdev local,id=virtfs1,path=/,security_model=none,readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=virtfs1,mount_tag=/dev/root \
-         -machine accel=kvm:tcg -kernel bzImage",
-        Refused("-fsdev: not supported; there is no virtio-9p; give a disk with -drive if=virtio"),
+        "buildroot",
+        Runs(&[PASST, "virtio-blk-pci,path=output/images/rootfs.ext2,format=raw"], 0),
     ),
     (
-        "virtme-ng on microvm",
-        "-M microvm,accel=kvm,pcie=on,rtc=on -cpu host -kernel bzImage",
-        Refused("-machine: type=microvm: expected pc: the devices virtio-*-device are virtio-*-pci there"),
+        "lava-pc",
+        Runs(
+            &[
+                "virtio-net-pci,user=on,mac=52:54:00:12:34:58",
+                "virtio-blk-pci,path=rootfs.ext4,format=raw",
+            ],
+            0,
+        ),
     ),
     (
-        "Nomad's qemu driver, an image and a forwarded port",
-        "-machine type=pc,accel=kvm -name linux.img -m 1024M -drive file=linux.img -nographic -netdev user,id=user.0,hostfwd=tcp::22000-:22 \
-         -device virtio-net,netdev=user.0",
+        "lava",
+        Refused("-machine: type=q35: expected pc: it has one bus, without bridges and PCI Express"),
+    ),
+    ("kernelcraft", Runs(&["virtio-blk-pci,path=rootfs.ext2,format=raw"], 0)),
+    ("initramfs", Runs(&[], 0)),
+    ("virtme-ng-9p", Refused(NO_FSDEV)),
+    (
+        "virtme-ng-virtiofs",
+        Refused("vhost-user-fs-pci: there is no such device here; there are no shared folders; give a disk with"),
+    ),
+    (
+        "virtme-ng-without-root",
+        Runs(
+            &[
+                "virtio-serial-pci,",
+                "virtio-balloon-pci,id=balloon0",
+                "virtio-blk-pci,path=disk.img,serial=disk,queues=4",
+                "virtconsole,backend=file,path=/proc/self/fd/2",
+            ],
+            0,
+        ),
+    ),
+    (
+        "nomad",
         Refused("-drive: if=ide, which is meant without if=: expected virtio, or none with -device virtio-blk-pci"),
     ),
     (
-        "libguestfs, direct backend",
-        "-global virtio-blk-pci.scsi=off -no-user-config -nodefaults -display none -machine accel=kvm:tcg,graphics=off -cpu max -m 1280 -no-reboot \
-         -rtc driftfix=slew -no-hpet -global kvm-pit.lost_tick_policy=discard -kernel kernel -initrd initrd",
+        "nomad-with-kernel",
+        Runs(
+            &[
+                "virtio-net,user=on,hostfwd=udp::22000-:22,hostfwd=tcp::22000-:22",
+                "virtio-blk-pci,path=linux.img,format=raw",
+            ],
+            0,
+        ),
+    ),
+    (
+        "libguestfs",
         Refused("-global kvm-pit.lost_tick_policy=discard: this property cannot be changed; leave it out"),
     ),
+    ("syzkaller", Refused(NO_IDE)),
     (
-        "libguestfs, its appliance on virtio-scsi",
-        "-no-user-config -nodefaults -display none -machine accel=kvm:tcg,graphics=off -cpu max -m 1280 -no-reboot -rtc driftfix=slew -no-hpet \
-         -kernel kernel -initrd initrd -object rng-random,filename=/dev/urandom,id=rng0 -device virtio-rng-pci,rng=rng0 \
-         -device virtio-scsi-pci,id=scsi",
-        Refused("virtio-scsi-pci: there is no such device here; use virtio-blk-pci"),
+        "syzkaller-virtio",
+        Refused("-netdev id=net0: there is no host=; leave it out: the guest has the addresses of the host, by passt"),
     ),
+    ("syzkaller-guide", Refused(NO_IDE)),
+    ("vmtest", Refused(NO_VIRTFS)),
     (
-        "syzkaller",
-        "-m 2048 -smp 2 -chardev socket,id=SOCKSYZ,server=on,wait=off,host=localhost,port=51727 -mon chardev=SOCKSYZ,mode=control -display none \
-         -serial stdio -no-reboot -name VM-0 -device virtio-rng-pci -enable-kvm -cpu host,migratable=off \
-         -device virtio-net-pci,netdev=net0 -netdev user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:5727-:22 \
-         -drive file=bullseye.img,format=raw,if=none,id=d0 -device virtio-blk-pci,drive=d0 -kernel bzImage -append 'root=/dev/vda console=ttyS0'",
-        Refused("-netdev id=net0: restrict=on: expected off: passt lets the guest reach what the host reaches"),
+        "vmtest-image",
+        Refused("-kernel: none is named, and there is no firmware that would look for one on a disk; add -kernel FILE"),
     ),
-    (
-        "syzkaller, with a network that is not restricted",
-        "-m 2048 -smp 2 -chardev socket,id=SOCKSYZ,server=on,wait=off,host=localhost,port=51727 -mon chardev=SOCKSYZ,mode=control -display none \
-         -serial stdio -no-reboot -name VM-0 -device virtio-rng-pci -enable-kvm -cpu host,migratable=off \
-         -device virtio-net-pci,netdev=net0 -netdev user,id=net0,hostfwd=tcp:127.0.0.1:5727-:22 \
-         -drive file=bullseye.img,format=raw,if=none,id=d0 -device virtio-blk-pci,drive=d0 -kernel bzImage -append 'root=/dev/vda console=ttyS0'",
-        Runs(
-            &[
-                "virtio-rng-pci,",
-                "virtio-net-pci,user=on,hostfwd=tcp:127.0.0.1:5727-:22",
-                "virtio-blk-pci,path=bullseye.img,format=raw",
-            ],
-            0,
-        ),
-    ),
-    (
-        "syzkaller, as its setup guide starts an image by hand",
-        "-m 2G -smp 2 -kernel bzImage -append 'console=ttyS0 root=/dev/sda earlyprintk=serial net.ifnames=0' -drive file=bullseye.img,format=raw \
-         -net user,host=10.0.2.10,hostfwd=tcp:127.0.0.1:10021-:22 -net nic,model=e1000 -enable-kvm -nographic -pidfile vm.pid",
-        Refused("-nic: the card would be an e1000, which is not here; add model=virtio-net-pci"),
-    ),
-    (
-        "the kernel's KUnit, x86-64 with KVM",
-        "-nodefaults -m 1024 -kernel arch/x86/boot/bzImage -append 'kunit.enable=1 console=ttyS0 kunit_shutdown=reboot' -no-reboot -nographic \
-         -accel kvm -accel hvf -accel tcg -serial stdio",
-        Runs(&[], 0),
-    ),
-    (
-        "vmtest",
-        "-nodefaults -display none -serial mon:stdio -enable-kvm -cpu host -qmp unix:/run/qmp.sock,server=on,wait=off -chardev socket,path=/run/qga.sock,\
-         server=on,wait=off,id=qga0 -m 4G -smp 2 -kernel bzImage -no-reboot -append 'rootfstype=9p' -virtfs local,id=root,path=/,mount_tag=/dev/root",
-        Refused("-virtfs: not supported; there is no virtio-9p"),
-    ),
-    (
-        "buildroot, qemu_x86_64_defconfig",
-        "-M pc -kernel bzImage -drive file=rootfs.ext2,if=virtio,format=raw -append 'rootwait root=/dev/vda console=tty1 console=ttyS0' \
-         -net nic,model=virtio -net user -nographic",
-        Runs(
-            &["virtio-net-pci,user=on", "virtio-blk-pci,path=rootfs.ext2,format=raw"],
-            0,
-        ),
-    ),
-    (
-        "Yocto's runqemu, nographic with a tap",
-        "-device virtio-net-pci,netdev=net0,mac=52:54:00:12:34:02 -netdev tap,id=net0,ifname=tap0,script=no,downscript=no \
-         -object rng-random,filename=/dev/urandom,id=rng0 -device virtio-rng-pci,rng=rng0 -drive file=core-image.ext4,if=virtio,format=raw \
-         -cpu IvyBridge -machine pc,i8042=on -smp 4 -enable-kvm -m 256 -serial mon:stdio -serial null -nographic -kernel bzImage \
-         -append 'root=/dev/vda rw ip=192.168.7.2::192.168.7.1:255.255.255.0 console=ttyS0'",
-        Refused("-serial: there is one serial port; use -device virtconsole for others"),
-    ),
-    (
-        "cloud-init's tutorial, NoCloud over HTTP",
-        "-net nic -net user -machine accel=kvm:tcg -m 512 -nographic -hda noble.img -smbios type=1,serial=ds='nocloud;s=http://10.0.2.2:8000/'",
-        Refused("-hda: not supported; there is no IDE; write -drive file=FILE,format=raw,if=virtio"),
-    ),
-    (
-        "Packer's qemu builder",
-        "-machine type=pc,accel=kvm -m 512M -name packer-debian -boot once=d -vnc 127.0.0.1:47 -netdev user,id=user.0,hostfwd=tcp::3213-:22 \
-         -device virtio-net,netdev=user.0 -drive file=out/disk,if=virtio,cache=writeback,discard=ignore,format=qcow2",
-        Refused("-vnc 127.0.0.1:47: there are no displays"),
-    ),
-    (
-        "comparisons with Firecracker: the smallest guest on pc",
-        "-M pc -enable-kvm -cpu host -m 512m -smp 2 -kernel vmlinux -append 'console=ttyS0 root=/dev/vda' -nodefaults -no-user-config -nographic \
-         -serial stdio -drive id=test,file=root.img,format=raw,if=none -device virtio-blk-pci,drive=test \
-         -netdev tap,id=tap0,script=no,downscript=no,ifname=vmtap0,vhost=off -device virtio-net-pci,netdev=tap0 -bios qboot.rom",
-        Runs(
-            &[
-                "virtio-blk-pci,path=root.img,format=raw",
-                "virtio-net-pci,tap=vmtap0,vhost=off",
-            ],
-            1,
-        ),
-    ),
-    (
-        "QEMU's microvm manual, its devices",
-        "-M pc -enable-kvm -m 512m -kernel vmlinux -append 'console=hvc0' -nodefaults -no-user-config -nographic -chardev stdio,id=virtiocon0 \
-         -device virtio-serial-device -device virtconsole,chardev=virtiocon0",
-        Refused("virtio-serial-device:"),
-    ),
-    (
-        "the vhost-user example of QEMU's manual",
-        "-m 1024 -object memory-backend-file,id=mem,size=1024M,mem-path=/dev/hugepages,share=on -numa node,memdev=mem -kernel bzImage",
-        Refused("-object id=mem: qom-type=memory-backend-file: expected memory-backend-ram|memory-backend-memfd"),
-    ),
+    ("kata", Refused(NO_FSDEV)),
+    ("packer", Refused("-display gtk: there are no displays")),
+    ("cloud-init", Refused(NO_IDE)),
 ];
+
+/// The names and the words.
+fn public() -> Vec<(&'static str, String)> {
+    let block = |block: &'static str| {
+        let (name, rest) = block.split_once('\n').unwrap();
+        let lines = rest.lines().filter(|line| !line.starts_with('#'));
+        (name, lines.collect::<Vec<_>>().join(" "))
+    };
+    PUBLIC.split("\n= ").skip(1).map(block).collect()
+}
 
 #[test]
 fn command_lines_of_other_programs_run_or_are_refused_with_words() {
-    for (source, text, fate) in PUBLIC {
+    let lines = public();
+    let names = |of: &mut dyn Iterator<Item = &'static str>| of.collect::<Vec<_>>();
+    assert_eq!(
+        names(&mut lines.iter().map(|(name, _)| *name)),
+        names(&mut FATES.iter().map(|(name, _)| *name))
+    );
+    for ((name, text), (_, fate)) in lines.iter().zip(FATES) {
         match (invocation(text), fate) {
             (Ok(invocation), Runs(expected, notes)) => {
-                assert_eq!(devices(&invocation), *expected, "{source}");
-                assert_eq!(invocation.notes.len(), *notes, "{source}: {:?}", invocation.notes);
+                assert_eq!(devices(&invocation), *expected, "{name}");
+                assert_eq!(invocation.notes.len(), *notes, "{name}: {:?}", invocation.notes);
             }
             (Err(error), Refused(words)) => {
-                assert!(error.starts_with(words) && !error.contains('\n'), "{source}: {error}");
+                assert!(error.starts_with(words) && !error.contains('\n'), "{name}: {error}");
             }
-            (Ok(_), Refused(_)) => panic!("{source}: runs"),
-            (Err(error), Runs(..)) => panic!("{source}: {error}"),
+            (Ok(_), Refused(_)) => panic!("{name}: runs"),
+            (Err(error), Runs(..)) => panic!("{name}: {error}"),
         }
     }
 }

@@ -75,6 +75,12 @@ impl Link {
         self.wake();
     }
 
+    /// Queues a text as it is.
+    pub fn send_text(&self, text: &str) {
+        self.state().waiting.extend(text.as_bytes());
+        self.wake();
+    }
+
     /// Readable when there may be something to send.
     pub fn wake_fd(&self) -> &EventFd {
         &self.wake

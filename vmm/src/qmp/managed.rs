@@ -36,7 +36,8 @@ impl Managed {
             true
         });
         for plugged in remote.inventory().list() {
-            watch(&plugged, remote.inventory(), monitors);
+            let backends = backends.lock().unwrap_or_else(PoisonError::into_inner);
+            watch(&plugged, remote.inventory(), &backends, monitors);
         }
         Self {
             remote,

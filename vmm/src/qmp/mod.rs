@@ -2,7 +2,7 @@
 //!
 //! [`json`] takes bytes apart, [`protocol`] requests, [`commands`] has a table of what can be asked, [`schema`] what with, [`event`]
 //! what is told unasked; [`target`] is the machine as all of that sees it, [`managed`] one of ours as such, and [`server`] the sockets
-//! and their threads.
+//! and their threads. [`people`] is the same for people: lines in place of JSON.
 
 pub mod commands;
 pub mod error;
@@ -13,6 +13,7 @@ pub mod link;
 pub mod managed;
 mod options;
 mod pairs;
+pub mod people;
 pub mod protocol;
 pub mod schema;
 pub mod server;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::commands::Context;
 use super::json::{Stream, Style};
 use super::link::{FULL, Link, Monitors};
+use super::people::Lines;
 use super::protocol;
 use super::target::Target;
 
@@ -69,15 +70,24 @@ pub struct MonitorConfig {
     pub label: String,
     /// Where its client is.
     pub endpoint: Endpoint,
-    /// How answers are laid out.
-    pub style: Style,
+    /// How it speaks.
+    pub language: Language,
+}
+
+/// How a monitor speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Language {
+    /// QMP, its answers laid out like this.
+    Control(Style),
+    /// Lines for people.
+    Lines,
 }
 
 /// A monitor cannot be had
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// Its endpoint
-    #[error("QMP on {endpoint}: {source}")]
+    #[error("monitor on {endpoint}: {source}")]
     Endpoint {
         /// As [`Endpoint`] is shown.
         endpoint: String,
@@ -86,7 +96,7 @@ pub enum ServeError {
     },
     /// A TCP port that others could reach
     #[error(
-        "QMP on tcp:{0}: whoever connects rules the machine, so only loopback addresses are served; use 127.0.0.1, or a UNIX socket"
+        "monitor on tcp:{0}: whoever connects rules the machine, so only loopback addresses are served; use 127.0.0.1, or a UNIX socket"
     )]
     NotLoopback(String),
 }
@@ -178,10 +188,15 @@ impl Server {
         if let (Some(Listener::Unix(_)), Endpoint::UnixServer { path, .. }) = (&listener, &config.endpoint) {
             self.sockets.push(path.clone());
         }
-        let link = Arc::new(Link::new(config.style).map_err(failed)?);
+        let style = match config.language {
+            Language::Control(style) => style,
+            Language::Lines => Style::Line,
+        };
+        let link = Arc::new(Link::new(style).map_err(failed)?);
         monitors.add(&config.label, &config.endpoint.filename(), &link);
         let monitor = Monitor {
             listener,
+            language: config.language,
             link: Arc::clone(&link),
             monitors: monitors.clone(),
             target: Arc::clone(target),
@@ -273,10 +288,47 @@ fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// What a monitor's thread owns.
 struct Monitor {
     listener: Option<Listener>,
+    language: Language,
     link: Arc<Link>,
     monitors: Monitors,
     target: Arc<dyn Target>,
     ending: Arc<AtomicBool>,
+}
+
+/// What has come of the client's next request.
+enum Input {
+    Control(Stream),
+    Lines(Lines),
+}
+
+impl Input {
+    /// Greets a client.
+    fn open(language: Language, link: &Link) -> Self {
+        match language {
+            Language::Control(_) => {
+                link.send(&protocol::greeting());
+                Self::Control(Stream::default())
+            }
+            Language::Lines => {
+                Lines::greet(link);
+                Self::Lines(Lines::default())
+            }
+        }
+    }
+
+    /// Takes a request from the front of `bytes`, does it and answers. `false` when none is complete.
+    fn serve(&mut self, bytes: &mut &[u8], context: &Context<'_>) -> bool {
+        match self {
+            Self::Control(stream) => match stream.next(bytes) {
+                Some(request) => {
+                    context.link.send(&protocol::answer(request, context));
+                    true
+                }
+                None => false,
+            },
+            Self::Lines(lines) => lines.serve(bytes, context),
+        }
+    }
 }
 
 /// Why a client is served no longer.
@@ -323,8 +375,7 @@ impl Monitor {
     }
 
     fn serve(&self, mut connection: Connection) -> Gone {
-        self.link.send(&protocol::greeting());
-        let mut stream = Stream::default();
+        let mut requests = Input::open(self.language, &self.link);
         let mut ends: Option<Instant> = None;
         let mut input_open = true;
         loop {
@@ -345,7 +396,7 @@ impl Monitor {
                 return Gone::Client;
             }
             if readable && taking {
-                input_open = self.read(&mut connection, &mut stream);
+                input_open = self.read(&mut connection, &mut requests);
             }
         }
     }
@@ -368,7 +419,7 @@ impl Monitor {
     }
 
     /// Takes what has come, and does it. Says whether more can come.
-    fn read(&self, connection: &mut Connection, stream: &mut Stream) -> bool {
+    fn read(&self, connection: &mut Connection, requests: &mut Input) -> bool {
         let mut buffer = [0; 16 << 10];
         let count = match connection.input.read(&mut buffer) {
             Ok(0) => return false,
@@ -381,8 +432,7 @@ impl Monitor {
             link: &self.link,
             monitors: &self.monitors,
         };
-        while let Some(request) = stream.next(&mut input) {
-            self.link.send(&protocol::answer(request, &context));
+        while requests.serve(&mut input, &context) {
             // A buffer of small commands can make many answers: those go first.
             while self.link.waiting() >= FULL && !self.ending.load(Ordering::Acquire) {
                 match self.wait(connection, false, None) {

@@ -123,14 +123,19 @@ impl Client {
         client
     }
 
-    /// Sends bytes; returns what came back.
-    pub(super) fn send(&self, mut bytes: &[u8]) -> Vec<Value> {
-        let mut stream: MutexGuard<'_, Stream> = self.stream.lock().unwrap();
-        let context = Context {
+    /// What commands of this client work with.
+    pub(super) fn context(&self) -> Context<'_> {
+        Context {
             target: &*self.target,
             link: &self.link,
             monitors: &self.target.monitors,
-        };
+        }
+    }
+
+    /// Sends bytes; returns what came back.
+    pub(super) fn send(&self, mut bytes: &[u8]) -> Vec<Value> {
+        let mut stream: MutexGuard<'_, Stream> = self.stream.lock().unwrap();
+        let context = self.context();
         std::iter::from_fn(|| stream.next(&mut bytes))
             .map(|request| protocol::answer(request, &context))
             .collect()
@@ -167,8 +172,8 @@ impl Client {
         text.as_str().unwrap().replace("\r\n", "\n")
     }
 
-    /// The events that have come.
-    pub(super) fn events(&self) -> Vec<Value> {
+    /// The bytes that wait for the client.
+    pub(super) fn sent(&self) -> Vec<u8> {
         let mut text = Vec::new();
         self.link
             .drain(|waiting| {
@@ -176,6 +181,12 @@ impl Client {
                 Ok(waiting.len())
             })
             .unwrap();
+        text
+    }
+
+    /// The events that have come.
+    pub(super) fn events(&self) -> Vec<Value> {
+        let text = self.sent();
         let mut rest = &text[..];
         let mut stream = Stream::default();
         std::iter::from_fn(|| stream.next(&mut rest))

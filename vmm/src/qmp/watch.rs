@@ -3,17 +3,20 @@
 use std::os::fd::AsRawFd;
 
 use devices::virtio::balloon::BalloonControl;
+use devices::virtio::block::{BlockControl, DiskFailure};
 use devices::virtio::console::SerialEvent;
 use devices::virtio::info::Control;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::event::{BalloonChange, Event, VserportChange};
+use super::event::{BalloonChange, BlockIoError, ErrorAction, Event, IoOperation, NicRxFilterChanged, VserportChange};
 use super::link::Monitors;
+use super::target::Shown;
 use crate::machine::events;
 use crate::machine::inventory::{Inventory, Plugged};
+use crate::qemu::backends::Backends;
 
-/// Tells `monitors` what happens to the device from now on, until it is deleted.
-pub fn watch(plugged: &Plugged, inventory: &Inventory, monitors: &Monitors) {
+/// Tells `monitors` what happens to the device from now on, until it is deleted. `backends` has what it refers to.
+pub fn watch(plugged: &Plugged, inventory: &Inventory, backends: &Backends, monitors: &Monitors) {
     if plugged.slot().is_none() {
         return;
     }
@@ -33,8 +36,46 @@ pub fn watch(plugged: &Plugged, inventory: &Inventory, monitors: &Monitors) {
                 tracing::warn!("changes of {} are not told: {error}", plugged.path());
             }
         }
-        _ => {}
+        Control::Net(control) => {
+            let monitors = monitors.clone();
+            let (name, path) = (plugged.id().map(str::to_owned), plugged.backend_path());
+            control.on_filter_change(move || {
+                let (name, path) = (name.clone(), path.clone());
+                monitors.emit(Event::NicRxFilterChanged(NicRxFilterChanged { name, path }));
+            });
+        }
+        Control::Block(control) => watch_disk(&control, plugged, backends, monitors),
+        Control::None => {}
     }
+}
+
+/// Of a node, QEMU tells the name of the node only.
+fn watch_disk(control: &BlockControl, plugged: &Plugged, backends: &Backends, monitors: &Monitors) {
+    let name = plugged.reference("drive").unwrap_or_default();
+    let device = if backends.is_drive(name) { name } else { "" }.to_owned();
+    let node_name = Some(name.to_owned()).filter(|name| !name.is_empty());
+    let monitors = monitors.clone();
+    control.disk().on_failure(move |DiskFailure { is_read, error }| {
+        let no_space = error.kind() == std::io::ErrorKind::StorageFull;
+        monitors.emit(Event::BlockIoError(BlockIoError {
+            device: device.clone(),
+            node_name: node_name.clone(),
+            operation: if *is_read {
+                IoOperation::Read
+            } else {
+                IoOperation::Write
+            },
+            action: ErrorAction::Report,
+            nospace: Some(no_space),
+            reason: reason(error),
+        }));
+    });
+}
+
+/// What the C library says of an error, which is what Rust says without the number behind it.
+fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 /// Readable when it is dropped.

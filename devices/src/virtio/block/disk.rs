@@ -13,8 +13,18 @@ use super::counters::{Counters, DiskStats};
 use super::options::{AioMode, BlockConfig, CacheMode, DetectZeroes};
 use super::request::{ID_BYTES, Limits, Op, Range};
 use super::transfer::Manner;
+use crate::virtio::listeners::Listeners;
 use crate::virtio::options::ConfigError;
 use crate::virtio::report::Reporter;
+
+/// A request that the host could not do; the guest sees an I/O error.
+#[derive(Debug)]
+pub struct DiskFailure {
+    /// It was to read; else it was to change something.
+    pub is_read: bool,
+    /// What the host says.
+    pub error: io::Error,
+}
 
 /// An open disk.
 pub struct Disk {
@@ -30,6 +40,7 @@ pub struct Disk {
     serial: [u8; ID_BYTES],
     serial_bytes: usize,
     reporter: Reporter,
+    listeners: Listeners<DiskFailure>,
     counters: Counters,
 }
 
@@ -69,6 +80,7 @@ impl Disk {
             // With the zero that ends it, if there is room (QEMU, `virtio_blk_handle_request`).
             serial_bytes: (len + 1).min(ID_BYTES),
             reporter: Reporter::default(),
+            listeners: Listeners::default(),
             counters: Counters::default(),
         }))
     }
@@ -191,7 +203,12 @@ impl Disk {
         Ok(self.refresh()? || shrinks)
     }
 
-    /// Tells the user that the host failed.
+    /// Calls `listener` for each request that fails from now on, on the I/O thread of its queue: it must not wait for anything.
+    pub fn on_failure(&self, listener: impl Fn(&DiskFailure) + Send + 'static) {
+        self.listeners.add(listener);
+    }
+
+    /// Tells the user, and who wants to know, that the host failed.
     pub(super) fn report_failure(&self, op: Op, range: Range, error: &io::Error) {
         let Range { offset, len } = range;
         let verb = match op {
@@ -205,6 +222,10 @@ impl Disk {
             "{}: {verb} {len} bytes at {offset}: {error}; the guest sees an I/O error",
             self.name
         ));
+        self.listeners.tell(&DiskFailure {
+            is_read: op == Op::Read,
+            error: copy(error),
+        });
     }
 
     /// Tells the user something else about the disk.
@@ -220,6 +241,13 @@ impl fmt::Debug for Disk {
             .field("sectors", &self.sectors())
             .finish_non_exhaustive()
     }
+}
+
+/// The same error once more; of one that did not come from the system its kind.
+fn copy(error: &io::Error) -> io::Error {
+    error
+        .raw_os_error()
+        .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// A part of a sector counts as one, as in QEMU. All of a disk can be named by a signed 64-bit

@@ -22,7 +22,7 @@ mod tests;
 
 pub use counters::{DiskStats, Done};
 pub use device::{Block, BlockControl, INFO};
-pub use disk::Disk;
+pub use disk::{Disk, DiskFailure};
 pub use options::BlockConfig;
 
 /// Bytes of a sector, the unit of all offsets in requests and of the capacity, whatever the block

@@ -11,6 +11,7 @@ use super::message::Size;
 use super::port::{Port, PortConfig, PortKind};
 use crate::chardev::{Chardev, ChardevConfig, Escape, RingBuffer};
 use crate::virtio::device::ConfigInterrupt;
+use crate::virtio::listeners::Listeners;
 use crate::virtio::options::ConfigError;
 
 /// Something that happened to a device.
@@ -39,23 +40,6 @@ impl SerialEvent {
     }
 }
 
-type Listener = Box<dyn Fn(&SerialEvent) + Send>;
-
-/// Who wants to hear of events.
-#[derive(Default)]
-pub(super) struct Listeners(Mutex<Vec<Listener>>);
-
-impl Listeners {
-    pub(super) fn tell(&self, event: &SerialEvent) {
-        let listeners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        listeners.iter().for_each(|listener| listener(event));
-    }
-
-    fn add(&self, listener: Listener) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
-    }
-}
-
 /// A port as management sees it.
 #[derive(Clone, Debug)]
 pub struct PortInfo {
@@ -79,7 +63,7 @@ pub struct SerialControl(Arc<Shared>);
 
 struct Shared {
     mailbox: Arc<Mailbox>,
-    listeners: Arc<Listeners>,
+    listeners: Arc<Listeners<SerialEvent>>,
     interrupt: OnceLock<ConfigInterrupt>,
     /// Only management takes this lock.
     ports: Mutex<BTreeMap<u32, PortInfo>>,
@@ -89,7 +73,7 @@ struct Shared {
 }
 
 impl SerialControl {
-    pub(super) fn new(mailbox: Arc<Mailbox>, listeners: Arc<Listeners>, max_ports: u32) -> Self {
+    pub(super) fn new(mailbox: Arc<Mailbox>, listeners: Arc<Listeners<SerialEvent>>, max_ports: u32) -> Self {
         Self(Arc::new(Shared {
             mailbox,
             listeners,
@@ -183,7 +167,7 @@ impl SerialControl {
 
     /// Calls `listener` for each event from now on, on the I/O thread of the device: it must not wait for anything.
     pub fn subscribe(&self, listener: impl Fn(&SerialEvent) + Send + 'static) {
-        self.0.listeners.add(Box::new(listener));
+        self.0.listeners.add(listener);
     }
 
     fn tell_config(&self) {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::control::{Listeners, SerialControl};
+use super::control::SerialControl;
 use super::hub::Hub;
 use super::mailbox::{Mailbox, Request};
 use super::port::HIGHEST_PORT;
@@ -12,6 +12,7 @@ use crate::io_thread::WorkerHandle;
 use crate::virtio::device::{ConfigInterrupt, Device, HostError, Negotiated, QueueStart};
 use crate::virtio::id::DeviceId;
 use crate::virtio::info::{Built, Control, DefaultVectors, DeviceInfo, Host, class};
+use crate::virtio::listeners::Listeners;
 use crate::virtio::options::{ConfigError, OptionKind, OptionSpec, Options};
 use crate::virtio::transport::features::FaceDifferences;
 use crate::virtio::virtq::QueueState;

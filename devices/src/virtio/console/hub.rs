@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::control::{Listeners, SerialEvent};
+use super::control::SerialEvent;
 use super::lane::Lane;
 use super::mailbox::{Answer, Mailbox, Request};
 use super::message::{Event, FromDriver, HEADER_BYTES, Outbox, Size, ToDriver};
@@ -17,6 +17,7 @@ use super::queue::{Queue, Role};
 use crate::chardev::Chardev;
 use crate::io_thread::{Interest, Source, Worker};
 use crate::virtio::device::QueueStart;
+use crate::virtio::listeners::Listeners;
 use crate::virtio::virtq::QueueState;
 
 /// Tokens: those of kicks are the queues' indices, then come those of far ends.
@@ -32,7 +33,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// See the [module](self).
 pub(super) struct Hub {
     mailbox: Arc<Mailbox>,
-    listeners: Arc<Listeners>,
+    listeners: Arc<Listeners<SerialEvent>>,
     /// One for each number that a port can have.
     lanes: Vec<Lane>,
     /// Those of which something may be wanted before the thread sleeps.
@@ -56,7 +57,7 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    pub(super) fn new(mailbox: Arc<Mailbox>, listeners: Arc<Listeners>, ports: u32) -> io::Result<Self> {
+    pub(super) fn new(mailbox: Arc<Mailbox>, listeners: Arc<Listeners<SerialEvent>>, ports: u32) -> io::Result<Self> {
         Ok(Self {
             mailbox,
             listeners,

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use virtio_bindings::virtio_net::{
@@ -21,6 +21,7 @@ use super::mac::{MacAddress, MacClaim};
 use super::options::NetConfig;
 use super::published::Published;
 use crate::virtio::device::{ConfigInterrupt, Negotiated};
+use crate::virtio::listeners::Listeners;
 use crate::virtio::report::Reporter;
 
 /// Both in one word, so that one load tells whether the link is up.
@@ -44,6 +45,9 @@ pub(super) struct Card {
     active_pairs: AtomicU16,
     interrupt: OnceLock<ConfigInterrupt>,
     announcement: Mutex<Option<Announcement>>,
+    /// Who wants to know that the driver changed its filter, and whether they are told of the next change.
+    filter_listeners: Listeners<()>,
+    filter_is_told: AtomicBool,
     reporter: Reporter,
     /// Wake the workers of the queue pairs, to look at all this anew.
     nudges: Vec<Arc<EventFd>>,
@@ -72,6 +76,8 @@ impl Card {
             active_pairs: AtomicU16::new(1),
             interrupt: OnceLock::new(),
             announcement: Mutex::default(),
+            filter_listeners: Listeners::default(),
+            filter_is_told: AtomicBool::new(true),
             reporter: Reporter::default(),
             nudges,
         }
@@ -163,6 +169,23 @@ impl Card {
         }
         if mac != self.mac() {
             self.set_mac(mac);
+        }
+    }
+
+    /// Calls `listener` for changes of the filter that the driver makes by command.
+    pub(super) fn on_filter_change(&self, listener: impl Fn() + Send + 'static) {
+        self.filter_listeners.add(move |()| listener());
+    }
+
+    /// The next change of the filter is told, and then none until somebody calls this again.
+    pub(super) fn tell_next_filter_change(&self) {
+        self.filter_is_told.store(true, Ordering::Release);
+    }
+
+    /// The driver changed its filter by command.
+    pub(super) fn filter_changed(&self) {
+        if self.filter_is_told.swap(false, Ordering::AcqRel) {
+            self.filter_listeners.tell(&());
         }
     }
 

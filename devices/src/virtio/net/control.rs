@@ -41,9 +41,15 @@ impl From<GuestFault> for Refused {
 fn carry_out(card: &Card, mut command: Reader<'_>) -> Result<(), Refused> {
     let [class, number] = command.read_obj::<[u8; 2]>()?.map(u32::from);
     match class {
-        VIRTIO_NET_CTRL_RX => set_mode(card, number, command),
-        VIRTIO_NET_CTRL_MAC => set_addresses(card, number, command),
-        VIRTIO_NET_CTRL_VLAN => set_vlan(card, number, command),
+        VIRTIO_NET_CTRL_RX | VIRTIO_NET_CTRL_MAC | VIRTIO_NET_CTRL_VLAN => {
+            match class {
+                VIRTIO_NET_CTRL_RX => set_mode(card, number, command),
+                VIRTIO_NET_CTRL_MAC => set_addresses(card, number, command),
+                _ => set_vlan(card, number, command),
+            }?;
+            card.filter_changed();
+            Ok(())
+        }
         VIRTIO_NET_CTRL_ANNOUNCE => match number {
             VIRTIO_NET_CTRL_ANNOUNCE_ACK if card.announced() => Ok(()),
             _ => Err(Refused),

@@ -50,9 +50,17 @@ impl NetControl {
         self.card.announce(parameters);
     }
 
-    /// What the driver wants to receive.
+    /// What the driver wants to receive. Its next change is told to those of [`Self::on_filter_change`].
     pub fn filter(&self) -> Arc<Filter> {
+        self.card.tell_next_filter_change();
         self.card.filter.get()
+    }
+
+    /// Calls `listener` when the driver has changed what it wants to receive, for the first time from now on and then once
+    /// after each [`Self::filter`], so that a driver that changes it all the time is no burden (QEMU, `rxfilter_notify`). It
+    /// is called on an I/O thread: it must not wait for anything.
+    pub fn on_filter_change(&self, listener: impl Fn() + Send + 'static) {
+        self.card.on_filter_change(listener);
     }
 
     /// Whether the driver filters VLANs; if not, all pass.

@@ -49,7 +49,7 @@ fn device_add(context: &Context<'_>, arguments: Checked<DeviceAdd>) -> Result<No
     let config = context.backends().resolve(&driver, pairs)?;
     let inventory = context.target.inventory();
     let plugged = inventory.hot_plug(&config).map_err(Error::new)?;
-    watch(&plugged, inventory, context.monitors);
+    watch(&plugged, inventory, &context.backends(), context.monitors);
     Ok(Nothing {})
 }
 

@@ -65,10 +65,14 @@ const LINES: &[(&str, &str, &str, Answer)] = &[
     ("system_reset", "", "reset the system", system_reset),
 ];
 
-/// Says in the answer what went wrong, as a monitor for people does.
 fn human_monitor_command(context: &Context<'_>, arguments: Line) -> Result<String, Error> {
-    let text = answer(context, &arguments.command_line).unwrap_or_else(|error| format!("Error: {error}\n"));
-    Ok(text.replace('\n', "\r\n"))
+    Ok(answer_line(context, &arguments.command_line))
+}
+
+/// Does what a line says. What went wrong stands in the answer, as in a monitor for people. Its lines end as terminals have it.
+pub fn answer_line(context: &Context<'_>, line: &str) -> String {
+    let text = answer(context, line).unwrap_or_else(|error| format!("Error: {error}\n"));
+    text.replace('\n', "\r\n")
 }
 
 fn answer(context: &Context<'_>, line: &str) -> Result<String, Error> {

@@ -24,6 +24,8 @@ use super::schema::{self, Arguments, Qapi, Returned, Type};
 use super::target::Target;
 use crate::qemu::backends::Backends;
 
+pub use self::hmp::answer_line;
+
 /// What commands work with.
 pub struct Context<'a> {
     /// The machine.

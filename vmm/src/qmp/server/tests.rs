@@ -30,7 +30,7 @@ impl Fixture {
         let config = MonitorConfig {
             label: "mon0".into(),
             endpoint,
-            style: Style::Line,
+            language: Language::Control(Style::Line),
         };
         let target: Arc<dyn Target> = self.paper.clone();
         Server::start(&[config], &self.paper.monitors, &target)

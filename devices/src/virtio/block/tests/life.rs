@@ -194,6 +194,9 @@ fn only_the_request_to_blame_fails_in_a_merged_transfer() {
     let image = Arc::new(Gated::default());
     image.change(|gates| gates.bad.push(12));
     let mut driver = gated(&image);
+    let (sender, failures) = channel();
+    let tell = move |failure: &DiskFailure| sender.send((failure.is_read, failure.error.raw_os_error())).unwrap();
+    driver.control.disk().on_failure(tell);
     // All of them are there before the queue looks.
     let state = driver.device.stop_queue(0).unwrap();
     let posted: Vec<Posted> = (10..15)
@@ -202,6 +205,8 @@ fn only_the_request_to_blame_fails_in_a_merged_transfer() {
     driver.start(0, state);
     let statuses: Vec<u8> = posted.into_iter().map(|posted| driver.answer(posted).status).collect();
     assert_eq!(statuses, [OK, OK, IOERR, OK, OK]);
+    // Once, for the one that failed alone.
+    assert_eq!(failures.try_iter().collect::<Vec<_>>(), [(false, Some(libc::EIO))]);
     let state = image.state.lock().unwrap();
     assert_eq!(state.data.keys().copied().collect::<Vec<_>>(), [10, 11, 13, 14]);
     // It was one transfer at first.

@@ -21,7 +21,7 @@ use vmm_sys_util::tempfile::TempFile;
 use super::backend::Image;
 use super::device::BlockControl;
 use super::options::{AioMode, ImageFormat};
-use super::{Block, BlockConfig, Disk};
+use super::{Block, BlockConfig, Disk, DiskFailure};
 use crate::io_thread::{IoThread, IoThreads, PollPolicy};
 use crate::memory::GuestMemory;
 use crate::virtio::device::{ConfigInterrupt, Device, Negotiated, QueueInterrupt, QueueStart};
