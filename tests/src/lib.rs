@@ -8,6 +8,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod report;
 pub mod resources;
+pub mod vhost_user;
 
 /// What can go wrong while a test sets its guest up; the test fails with it.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -202,6 +202,12 @@ impl MachineConfig {
         self
     }
 
+    /// Whether guest memory has to be a file: because the user says so, or because another process serves a device.
+    pub fn shares_memory(&self) -> bool {
+        let is_elsewhere = |device: &DeviceConfig| device.options.get("vhost-user").is_some();
+        self.shared_memory || self.devices.iter().any(is_elsewhere)
+    }
+
     /// Sees that the figures are within bounds.
     ///
     /// # Errors

@@ -15,14 +15,22 @@ use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 /// # Errors
 /// There is no such descriptor.
 pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: makes a descriptor, and touches no memory.
-    let copy = check(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
-    // SAFETY: it was made just now, so nobody else has it.
-    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    let copy = duplicate(&number)?;
     // SAFETY: changes flags of a descriptor, and touches no memory.
     check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     set_nonblocking(&copy)?;
     Ok(copy)
+}
+
+/// Another descriptor of the same open file. Programs that this process starts do not get it.
+///
+/// # Errors
+/// The host gives no more descriptors.
+pub fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: makes a descriptor, and touches no memory.
+    let copy = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: it was made just now, so nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// Programs that `command` starts find `fd` under its number, as no other program does. It is closed

@@ -124,6 +124,13 @@ pub trait Device: Send {
     /// transport are the transport's.
     fn features(&self) -> u64;
 
+    /// Features, of the device and of ring and transport, that can be offered at all. All, for a
+    /// device that serves its queues itself; one whose queues somebody else serves can offer only
+    /// what that somebody knows.
+    fn possible_features(&self) -> u64 {
+        u64::MAX
+    }
+
     /// The largest size of each queue.
     fn queue_sizes(&self) -> Vec<u16>;
 

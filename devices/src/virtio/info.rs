@@ -21,7 +21,14 @@ use crate::io_thread::IoThreads;
 use crate::memory::GuestMemory;
 
 /// All devices, in the order of their virtio ids.
-pub static DEVICES: &[&DeviceInfo] = &[&net::INFO, &block::INFO, &console::INFO, &rng::INFO, &balloon::INFO];
+pub static DEVICES: &[&DeviceInfo] = &[
+    &net::INFO,
+    &block::INFO,
+    &block::vhost_user::INFO,
+    &console::INFO,
+    &rng::INFO,
+    &balloon::INFO,
+];
 
 /// PCI class codes, base class and subclass, that QEMU gives virtio devices
 /// (include/hw/pci/pci_ids.h).

@@ -13,4 +13,5 @@ pub mod options;
 mod report;
 pub mod rng;
 pub mod transport;
+mod vhost;
 pub mod virtq;

@@ -10,13 +10,14 @@ use devices::virtio::interrupt::MsixSender;
 use devices::virtio::transport::{Doorbell, VirtioPci, VirtioPciState};
 use pci::resources::{self, Windows};
 use pci::{Address, Bus, Change, host};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend};
 use vmm::boot::tables::port;
 use vmm::config::{DeviceConfig, PciResources};
 use vmm::irq::{Gsi, GsiSink, Input, Lines};
 use vmm::machine::board::Board;
 use vmm::machine::inventory::Inventory;
 use vmm::machine::wiring::Wiring;
+use vmm_sys_util::tempfile::TempFile;
 
 use crate::Error;
 
@@ -44,6 +45,25 @@ pub fn ram() -> Result<Arc<GuestMemory>, Error> {
     ];
     let regions = regions.map(|(start, size)| (GuestAddress(start), size as usize));
     Ok(Arc::new(GuestMemory::from_ranges(&regions)?))
+}
+
+/// The same in a file, so that it can be shared with other processes.
+///
+/// # Errors
+/// The host has none.
+pub fn shared_ram() -> Result<Arc<GuestMemory>, Error> {
+    let file = Arc::new(TempFile::new()?.into_file());
+    file.set_len(LOW_RAM_END + HIGH_RAM_SIZE)?;
+    let regions = [
+        (0, RAM_SEAM, 0),
+        (RAM_SEAM, LOW_RAM_END - RAM_SEAM, RAM_SEAM),
+        (HIGH_RAM, HIGH_RAM_SIZE, LOW_RAM_END),
+    ];
+    let regions = regions.map(|(start, size, offset)| {
+        let file = FileOffset::from_arc(Arc::clone(&file), offset);
+        (GuestAddress(start), size as usize, Some(file))
+    });
+    Ok(Arc::new(GuestMemory::from_ranges_with_files(regions)?))
 }
 
 /// The inputs of the interrupt controllers, as the board drives them.

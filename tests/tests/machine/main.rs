@@ -18,3 +18,4 @@ mod rings;
 mod serial;
 mod transport;
 mod variants;
+mod vhost_user;

@@ -83,7 +83,7 @@ struct RunArgs {
     #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, value_parser = parse_port,
           default_missing_value = "0x501")]
     debug_exit: Option<u16>,
-    /// A disk: path=FILE or null-co://, format=raw|qcow2 and more, see 'innkeeper devices'; in the order of slots, several times
+    /// A disk: path=FILE or null-co://, format=raw|qcow2 and more, or vhost-user=SOCKET, see 'innkeeper devices'; in the order of slots, several times
     #[arg(long, value_name = "OPTIONS")]
     disk: Vec<String>,
     /// A network card and what it is plugged into: user, tap=NAME, socket=listen:ADDR|connect:ADDR|fd=N, dgram=ADDR,remote=ADDR, hub=N

@@ -142,7 +142,7 @@ fn devices(args: &RunArgs) -> Vec<DeviceConfig> {
         let (name, options) = text.split_once(',').unwrap_or((text, ""));
         DeviceConfig::parse(name, options, None)
     });
-    let disks = args.disk.iter().map(short("virtio-blk-pci", Some("path")));
+    let disks = args.disk.iter().map(|text| disk(text));
     let short = disks
         .chain(args.net.iter().map(short("virtio-net-pci", None)))
         .chain(args.rng.iter().map(short("virtio-rng-pci", None)))
@@ -158,6 +158,15 @@ fn devices(args: &RunArgs) -> Vec<DeviceConfig> {
         stdio_is_terminal(),
     );
     devices
+}
+
+/// A disk of our own, or of another process.
+fn disk(text: &str) -> DeviceConfig {
+    let mut device = DeviceConfig::parse("virtio-blk-pci", text, Some("path"));
+    if device.options.get("vhost-user").is_some() {
+        device.name = "vhost-user-blk-pci".to_owned();
+    }
+    device
 }
 
 fn stdio_is_terminal() -> bool {

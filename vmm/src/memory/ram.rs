@@ -36,7 +36,7 @@ impl Backing {
     /// What `config` asks for. Private memory gets huge pages on every host; shared memory only where the host allows it,
     /// which few do, and costs eight times the exits until init where not.
     pub fn of(config: &MachineConfig) -> Self {
-        if config.shared_memory {
+        if config.shares_memory() {
             Self::Shared
         } else {
             Self::Private

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use devices::virtio::info;
 use devices::virtio::options::{ConfigError, Pairs};
 
 use super::{drive, lines, network, objects, properties};
@@ -34,6 +35,11 @@ pub struct Backends {
 /// The kinds of which every virtio device on PCI is one.
 pub(super) const BASES: [&str; 2] = ["virtio-pci", "virtio-device"];
 
+/// Is it one of them?
+fn on_pci(device: &str) -> bool {
+    info::find(device).is_ok()
+}
+
 impl Backends {
     /// `-netdev` and QMP's `netdev_add`: `type=user,id=n0,...`.
     ///
@@ -42,7 +48,8 @@ impl Backends {
     pub fn add_netdev(&mut self, mut pairs: Pairs) -> Result<(), ConfigError> {
         let id = take_id(&mut pairs, "-netdev", &self.netdevs)?;
         let subject = format!("-netdev id={id}");
-        self.netdevs.insert(id, network::netdev(&subject, pairs)?);
+        self.netdevs
+            .insert(id, network::netdev(&subject, pairs, &self.chardevs)?);
         Ok(())
     }
 
@@ -128,7 +135,7 @@ impl Backends {
 
     /// The properties that `device` has because of its kind.
     pub(super) fn globals_of(&self, device: &str) -> Pairs {
-        let applies = |driver: &str| driver == device || (device.starts_with("virtio-") && BASES.contains(&driver));
+        let applies = |driver: &str| driver == device || (on_pci(device) && BASES.contains(&driver));
         let globals = self.globals.iter().filter(|[driver, ..]| applies(driver));
         globals
             .map(|[_, property, value]| (property.as_str(), value.as_str()))

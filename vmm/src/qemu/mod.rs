@@ -16,3 +16,4 @@ mod properties;
 mod readconfig;
 #[cfg(test)]
 mod tests;
+mod vhost_user;

@@ -2,7 +2,9 @@
 
 use devices::virtio::options::{ConfigError, Pairs};
 
+use super::backends::Named;
 use super::keyval::{Reader, Settled, canonical, settled};
+use super::vhost_user;
 
 /// Options of tap interfaces that are as things are here.
 const TAP: &[Settled] = &[
@@ -19,10 +21,10 @@ const TAP: &[Settled] = &[
 ];
 
 /// The kinds of networks.
-pub(super) const KINDS: &str = "user|tap|socket|stream|dgram|hubport";
+pub(super) const KINDS: &str = "user|tap|socket|stream|dgram|hubport|vhost-user";
 
-/// The options of a `-netdev` without `id`, as our card takes them.
-pub(super) fn netdev(subject: &str, pairs: Pairs) -> Result<Pairs, ConfigError> {
+/// The options of a `-netdev` without `id`, as our card takes them. It may refer to one of `chardevs`.
+pub(super) fn netdev(subject: &str, pairs: Pairs, chardevs: &Named) -> Result<Pairs, ConfigError> {
     let mut reader = Reader::new(subject, pairs);
     let kind = reader.required("type", KINDS)?;
     match kind.as_str() {
@@ -44,12 +46,12 @@ pub(super) fn netdev(subject: &str, pairs: Pairs) -> Result<Pairs, ConfigError> 
             reader.finish()?;
             Ok(options)
         }
-        "bridge" | "l2tpv3" | "vde" | "netmap" | "vhost-vdpa" | "vhost-user" | "af-xdp" | "passt" => Err(reader
-            .invalid(
-                "type",
-                &kind,
-                &format!("{KINDS}; a tap interface can be a bridge's port"),
-            )),
+        "vhost-user" => vhost_user(reader, chardevs),
+        "bridge" | "l2tpv3" | "vde" | "netmap" | "vhost-vdpa" | "af-xdp" | "passt" => Err(reader.invalid(
+            "type",
+            &kind,
+            &format!("{KINDS}; a tap interface can be a bridge's port"),
+        )),
         _ => Err(reader.invalid("type", &kind, KINDS)),
     }
 }
@@ -223,6 +225,22 @@ fn dgram(mut reader: Reader) -> Result<Pairs, ConfigError> {
     Ok(options)
 }
 
+/// A network of another process.
+fn vhost_user(mut reader: Reader, chardevs: &Named) -> Result<Pairs, ConfigError> {
+    let chardev = reader.required("chardev", "the id of a -chardev socket")?;
+    let mut options = vhost_user::place(reader.subject(), &chardev, chardevs)?;
+    if let Some(queues) = reader.text("queues") {
+        options.push("queues", queues);
+    }
+    reader.settle(&[settled(
+        "vhostforce",
+        &[],
+        "the other process has the queues in any case",
+    )])?;
+    reader.finish()?;
+    Ok(options)
+}
+
 /// The models of `-nic` that are our card.
 const MODELS: [&str; 3] = ["virtio", "virtio-net-pci", "virtio-net"];
 
@@ -263,7 +281,9 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<String, String> {
-        let options = netdev("-netdev", Pairs::parse(text, Some("type")));
+        let chardev = Pairs::parse("backend=socket,path=/run/b", None);
+        let chardevs = [("c0".to_owned(), chardev)].into_iter().collect();
+        let options = netdev("-netdev", Pairs::parse(text, Some("type")), &chardevs);
         options
             .map(|options| options.to_string())
             .map_err(|error| error.to_string())
@@ -295,6 +315,10 @@ mod tests {
             ),
             ("hubport,hubid=0", "hub=0"),
             ("none", "none=on"),
+            (
+                "vhost-user,chardev=c0,vhostforce=on,queues=2",
+                "vhost-user=connect:/run/b,queues=2",
+            ),
         ] {
             assert_eq!(read(text), Ok(expected.to_owned()), "{text}");
         }
@@ -321,6 +345,8 @@ mod tests {
             ),
             ("stream,addr.type=vsock", "expected unix|inet|fd"),
             ("ifname=tap0", "type= is missing"),
+            ("vhost-user,vhostforce=on", "chardev= is missing"),
+            ("vhost-user,chardev=c1", "add -chardev socket,id=c1"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(complaint), "{error}");

@@ -5,6 +5,7 @@ use devices::virtio::options::{ConfigError, Pairs};
 
 use super::backends::{Backends, Named};
 use super::keyval::{Reader, Settled, settled};
+use super::vhost_user;
 use crate::config::DeviceConfig;
 
 /// What a property of QEMU's becomes.
@@ -15,6 +16,8 @@ enum Becomes {
     Inline(fn(&Backends) -> &Named),
     /// The options of the network that it refers to, and what is written down of it.
     Netdev,
+    /// The options of a character device, or of the process behind it that serves the device.
+    Chardev,
     /// A reference to an object of this type, which stays one.
     Object(&'static str),
     /// The options of an object of one of our sources of random numbers.
@@ -25,7 +28,7 @@ enum Becomes {
 const PROPERTIES: &[(&str, Becomes)] = &[
     ("drive", Becomes::Inline(|backends| &backends.drives)),
     ("netdev", Becomes::Netdev),
-    ("chardev", Becomes::Inline(|backends| &backends.chardevs)),
+    ("chardev", Becomes::Chardev),
     ("rng", Becomes::Rng),
     ("iothread", Becomes::Object("iothread")),
     ("num-queues", Becomes::Renamed("queues")),
@@ -85,8 +88,16 @@ const NET: &[Settled] = &[
     settled("x-mtu-bypass-backend", &[], "the guest cannot tell"),
 ];
 
+/// What the names of devices begin with that other processes serve.
+const VHOST_USER: &str = "vhost-user-";
+
 /// Properties by the beginning of the device's name.
-const SETTLED: &[(&str, &[Settled])] = &[("virtio-", PCI), ("virtio-blk", BLOCK), ("virtio-net", NET)];
+const SETTLED: &[(&str, &[Settled])] = &[
+    ("virtio-", PCI),
+    (VHOST_USER, PCI),
+    ("virtio-blk", BLOCK),
+    ("virtio-net", NET),
+];
 
 /// The device with its references resolved.
 pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Result<DeviceConfig, ConfigError> {
@@ -108,6 +119,10 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
                 options.extend(referred(device, key, &value, &backends.netdevs)?.clone());
                 options.extend(capture(&value, backends));
             }
+            Becomes::Chardev if device.starts_with(VHOST_USER) => {
+                options.extend(vhost_user::place(device, &value, &backends.chardevs)?);
+            }
+            Becomes::Chardev => options.extend(referred(device, key, &value, &backends.chardevs)?.clone()),
             Becomes::Object(kind) => {
                 object(device, key, &value, &[kind], backends)?;
                 options.push(*key, value);

@@ -170,20 +170,36 @@ impl CuredQemu {
     /// The build fails.
     pub fn test_programs(&self, names: &[&str]) -> Result<PathBuf> {
         const FOLDER: &str = "tests/qtest";
-        let folder = self.build_folder().join(FOLDER);
+        let targets: Vec<_> = names.iter().map(|name| format!("{FOLDER}/{name}")).collect();
+        self.build_more(&targets)?;
+        Ok(self.build_folder().join(FOLDER))
+    }
+
+    /// QEMU's storage daemon, which serves disks to other processes, built if it is not there yet.
+    ///
+    /// # Errors
+    /// The build fails.
+    pub fn storage_daemon(&self) -> Result<PathBuf> {
+        const TARGET: &str = "storage-daemon/qemu-storage-daemon";
+        self.build_more(&[TARGET.to_owned()])?;
+        Ok(self.build_folder().join(TARGET))
+    }
+
+    /// Builds those of `targets`, files in the build folder, that are not there yet.
+    fn build_more(&self, targets: &[String]) -> Result<()> {
+        let folder = self.build_folder();
         let _lock = match self.folder.file_name() {
             Some(name) => Some(cache::lock(&name.to_string_lossy())?),
             None => None,
         };
-        let missing: Vec<_> = names.iter().filter(|name| !folder.join(name).is_file()).collect();
+        let missing: Vec<_> = targets.iter().filter(|target| !folder.join(target).is_file()).collect();
         if !missing.is_empty() {
-            eprintln!("building QEMU's test programs, once, in {}", folder.display());
+            eprintln!("building more of QEMU, once, in {}", folder.display());
             packages::install(&BUILD_PACKAGES, "build QEMU's test programs")?;
-            let targets = missing.iter().map(|name| format!("{FOLDER}/{name}"));
             let mut ninja = tool::command("nice");
-            tool::output(ninja.arg("ninja").args(targets).current_dir(self.build_folder()))?;
+            tool::output(ninja.arg("ninja").args(missing).current_dir(folder))?;
         }
-        Ok(folder)
+        Ok(())
     }
 
     /// Written last: without it the build is not finished.

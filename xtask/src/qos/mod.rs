@@ -76,9 +76,10 @@ pub fn qos(args: &QosArgs) -> Result<u8> {
             .during(|| format!("finding {}", program.display()))?,
         None => cargo::build(&["build", "-p", "vmm", "--bin", "innkeeper"], "innkeeper")?,
     };
-    let programs = CuredQemu::ensure()?.test_programs(&SUITES.map(|suite| suite.program))?;
+    let qemu = CuredQemu::ensure()?;
+    let programs = qemu.test_programs(&SUITES.map(|suite| suite.program))?;
     let scratch = Scratch::new()?;
-    let stage = variant::Stage::new(&scratch.0, &program)?;
+    let stage = variant::Stage::new(&scratch.0, &program, qemu.storage_daemon()?)?;
     let mut table = Table::default();
     for suite in &SUITES {
         let tests = suite.list(&programs, &stage)?;

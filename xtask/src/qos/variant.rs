@@ -51,6 +51,9 @@ const PROGRAM: &str = "INNKEEPER_QOS_PROGRAM";
 /// Tells the stand-in the name of the variant.
 const VARIANT: &str = "INNKEEPER_QOS_VARIANT";
 
+/// What the names of virtio devices begin with.
+const VIRTIO: [&str; 2] = ["virtio-", "vhost-user-"];
+
 /// A virtio device that QEMU's unplug tests take for being small. Innkeeper has a smaller one.
 const SMALL_DEVICE: (&str, &str) = ("virtio-mouse-pci", "virtio-rng-pci");
 
@@ -59,14 +62,15 @@ pub struct Stage {
     folder: PathBuf,
     stand_in: PathBuf,
     program: PathBuf,
+    storage_daemon: PathBuf,
 }
 
 impl Stage {
-    /// Makes the links in `folder`, for the program under test.
+    /// Makes the links in `folder`, for the program under test. Disks of other processes come from `storage_daemon`.
     ///
     /// # Errors
     /// They cannot be made.
-    pub fn new(folder: &Path, program: &Path) -> Result<Self> {
+    pub fn new(folder: &Path, program: &Path, storage_daemon: PathBuf) -> Result<Self> {
         let ourselves = std::env::current_exe().during(|| "finding this program")?;
         let link = |name: &str, target: &Path| {
             let path = folder.join(name);
@@ -79,6 +83,7 @@ impl Stage {
             stand_in: link("stand-in", &ourselves)?,
             program: link("program", program)?,
             folder: folder.to_owned(),
+            storage_daemon,
         })
     }
 
@@ -88,6 +93,7 @@ impl Stage {
             .current_dir(&self.folder)
             .env("TMPDIR", &self.folder)
             .env("QTEST_QEMU_BINARY", &self.stand_in)
+            .env("QTEST_QEMU_STORAGE_DAEMON_BINARY", &self.storage_daemon)
             .env(PROGRAM, &self.program)
             .env(VARIANT, variant.name());
     }
@@ -128,7 +134,7 @@ fn changed(arguments: impl Iterator<Item = OsString>, variant: Variant) -> Vec<O
 fn device(text: &str, variant: Variant) -> String {
     let mut text = text.replace(SMALL_DEVICE.0, SMALL_DEVICE.1);
     let name = text.split(',').next().unwrap_or_default();
-    if name.starts_with("virtio-") && name.ends_with("-pci") {
+    if VIRTIO.iter().any(|prefix| name.starts_with(prefix)) && name.ends_with("-pci") {
         text.push_str(variant.options());
     }
     text

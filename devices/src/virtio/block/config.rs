@@ -16,6 +16,9 @@ pub const CONFIG_BYTES: usize = offset_of!(virtio_blk_config, write_zeroes_may_u
 /// Offset of the `writeback` byte, the only one that a driver may write.
 pub const WRITEBACK_OFFSET: usize = offset_of!(virtio_blk_config, wce);
 
+/// Offset of the number of queues, two bytes.
+pub const QUEUES_OFFSET: usize = offset_of!(virtio_blk_config, num_queues);
+
 /// The most sectors of one discard or write-zeroes request, or of any other: 2^31 bytes less one
 /// sector (QEMU's BDRV_REQUEST_MAX_SECTORS).
 pub const MAX_REQUEST_SECTORS: u32 = (i32::MAX as u32) / SECTOR as u32;

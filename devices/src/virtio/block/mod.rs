@@ -16,6 +16,7 @@ pub mod options;
 mod queue;
 pub mod request;
 pub mod transfer;
+pub(super) mod vhost_user;
 
 #[cfg(test)]
 mod tests;

@@ -43,19 +43,8 @@ pub static OPTIONS: &[OptionSpec] = &[
         "descriptors of a queue",
     )
     .or("256"),
-    OptionSpec::new(
-        "bootindex",
-        OptionKind::Number {
-            min: 0,
-            max: i32::MAX as u64,
-        },
-        "place in the boot order",
-    ),
-    OptionSpec::new(
-        "iothread",
-        OptionKind::Text,
-        "the I/O thread that serves it; all in turn if not given",
-    ),
+    BOOTINDEX,
+    IOTHREAD,
     OptionSpec::new(
         "discard",
         OptionKind::Choice(&["ignore", "unmap"]),
@@ -71,6 +60,41 @@ pub static OPTIONS: &[OptionSpec] = &[
     OptionSpec::new("size", OptionKind::Size, "size of a null-co:// disk").or("1G"),
     OptionSpec::new("read-zeroes", OptionKind::Flag, "a null-co:// disk reads as zeroes").or("off"),
 ];
+
+/// Place in the boot order.
+pub(super) const BOOTINDEX: OptionSpec = OptionSpec::new(
+    "bootindex",
+    OptionKind::Number {
+        min: 0,
+        max: i32::MAX as u64,
+    },
+    "place in the boot order",
+);
+
+/// Who serves it.
+pub(super) const IOTHREAD: OptionSpec = OptionSpec::new(
+    "iothread",
+    OptionKind::Text,
+    "the I/O thread that serves it; all in turn if not given",
+);
+
+/// The number of queues that `options` ask for.
+pub(super) fn queues_of(options: &Options) -> u16 {
+    let queues = options.number("queues").and_then(|queues| u16::try_from(queues).ok());
+    queues.unwrap_or(1)
+}
+
+/// The size of each that `options` ask for.
+///
+/// # Errors
+/// It is no power of two.
+pub(super) fn queue_size_of(options: &Options) -> Result<u16, ConfigError> {
+    let size = options.number("queue-size").and_then(|size| u16::try_from(size).ok());
+    match size.unwrap_or(DEFAULT_QUEUE_SIZE) {
+        size if size.is_power_of_two() => Ok(size),
+        size => Err(options.invalid("queue-size", size, "a power of two")),
+    }
+}
 
 /// How data gets from the guest to the medium; the words are QEMU's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -206,11 +230,7 @@ impl BlockConfig {
     /// # Errors
     /// A value, or two together, that cannot be.
     pub fn from_options(options: &Options) -> Result<Self, ConfigError> {
-        let number = |name| options.number(name).and_then(|number| u16::try_from(number).ok());
-        let queue_size = number("queue-size").unwrap_or(DEFAULT_QUEUE_SIZE);
-        if !queue_size.is_power_of_two() {
-            return Err(options.invalid("queue-size", queue_size, "a power of two"));
-        }
+        let queue_size = queue_size_of(options)?;
         let discard = options.text("discard") == Some("unmap");
         let detect_zeroes = match options.text("detect-zeroes") {
             Some("on") => DetectZeroes::On,
@@ -235,7 +255,7 @@ impl BlockConfig {
                 AioMode::IoUring
             },
             serial: options.text("serial").map(str::to_owned),
-            queues: number("queues").unwrap_or(1),
+            queues: queues_of(options),
             queue_size,
             discard,
             detect_zeroes,

@@ -16,7 +16,8 @@ use virtio_bindings::virtio_net::{
 use super::backend::{Capabilities, Offloads};
 use super::mac::{MAC_BYTES, MacAddress};
 
-const fn bits<const N: usize>(numbers: [u32; N]) -> u64 {
+/// The word with these bits.
+pub(super) const fn bits<const N: usize>(numbers: [u32; N]) -> u64 {
     let (mut all, mut index) = (0, 0);
     while index < N {
         all |= 1 << numbers[index];

@@ -83,7 +83,7 @@ impl Net {
         let Opened {
             backend,
             endpoints,
-            vhost,
+            data_paths,
             link,
         } = opened;
         let claim = networks.macs.claim(config.mac);
@@ -92,9 +92,9 @@ impl Net {
         let card = Arc::new(Card::new(config, claim, backend, link, nudges.clone()));
         card.reset();
         let mut pairs = Vec::new();
-        let mut vhost = vhost.into_iter();
+        let mut data_paths = data_paths.into_iter();
         for (number, (endpoint, nudge)) in (0..).zip(endpoints.into_iter().zip(nudges)) {
-            let pair = Pair::new(number, card.clone(), endpoint, vhost.next(), nudge)?;
+            let pair = Pair::new(number, card.clone(), endpoint, data_paths.next(), nudge)?;
             pairs.push(Some(threads.for_queue(number).add(pair)?));
         }
         Ok(Self {
@@ -139,6 +139,10 @@ impl Net {
 impl Device for Net {
     fn features(&self) -> u64 {
         self.card.offered()
+    }
+
+    fn possible_features(&self) -> u64 {
+        self.card.backend.features()
     }
 
     fn queue_sizes(&self) -> Vec<u16> {

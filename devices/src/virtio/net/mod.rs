@@ -11,6 +11,7 @@ pub mod backend;
 mod card;
 mod config;
 mod control;
+mod data_path;
 mod device;
 mod dhcp;
 mod filter;

@@ -7,6 +7,7 @@ use virtio_bindings::virtio_net::*;
 use super::config::OFFLOADS;
 use super::mac::MacAddress;
 use crate::virtio::options::{ConfigError, OptionKind, OptionSpec, Options};
+use crate::virtio::vhost::user::OPTIONS as VHOST_USER;
 
 /// The most descriptors of a queue (QEMU's VIRTQUEUE_MAX_SIZE).
 const MAX_QUEUE_SIZE: u64 = 1024;
@@ -187,6 +188,8 @@ const OTHERS: &[OptionSpec] = &[
         "whether the kernel carries the frames of a tap interface",
     )
     .or("off"),
+    VHOST_USER[0],
+    VHOST_USER[1],
     OptionSpec::new(
         "capture",
         OptionKind::Text,

@@ -16,11 +16,11 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::announce::{self, Announcement};
 use super::backend::{Endpoint, Event, Wanted};
 use super::card::Card;
+use super::data_path::DataPath;
 use super::filter::Filter;
 use super::published::Copied;
 use super::rx::{self, Received, RxQueue};
 use super::tx::{Sent, TxQueue};
-use super::vhost::VhostPair;
 use crate::io_thread::{IoThread, Source, Worker};
 use crate::virtio::device::QueueStart;
 use crate::virtio::virtq::{GuestFault, QueueState};
@@ -43,7 +43,7 @@ pub(super) struct Pair {
     filter: Copied<Filter>,
     endpoint: Box<dyn Endpoint>,
     /// Serves the queues in our place, if it is there.
-    vhost: Option<VhostPair>,
+    data_path: Option<Box<dyn DataPath>>,
     rx: Option<RxQueue>,
     tx: Option<TxQueue>,
     spill: Box<[u8]>,
@@ -63,7 +63,7 @@ impl Pair {
         number: u16,
         card: Arc<Card>,
         endpoint: Box<dyn Endpoint>,
-        vhost: Option<VhostPair>,
+        data_path: Option<Box<dyn DataPath>>,
         nudge: Arc<EventFd>,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -71,7 +71,7 @@ impl Pair {
             filter: card.filter.copy(),
             card,
             endpoint,
-            vhost,
+            data_path,
             rx: None,
             tx: None,
             spill: rx::new_spill(),
@@ -90,8 +90,8 @@ impl Pair {
     /// Takes a queue of the pair in, while the worker is with no thread. `thread` is the one that it
     /// comes to.
     pub(super) fn attach(&mut self, start: QueueStart, thread: &IoThread) -> io::Result<()> {
-        if let Some(vhost) = &mut self.vhost {
-            return vhost.start(start, thread);
+        if let Some(path) = &mut self.data_path {
+            return path.start(start, thread);
         }
         let header = self.card.header();
         if start.index.is_multiple_of(2) {
@@ -107,8 +107,8 @@ impl Pair {
 
     /// Gives a queue back, while the worker is with no thread.
     pub(super) fn detach(&mut self, index: u16) -> Option<QueueState> {
-        if let Some(vhost) = &mut self.vhost {
-            return vhost.stop(index);
+        if let Some(path) = &mut self.data_path {
+            return path.stop(index);
         }
         if index.is_multiple_of(2) {
             self.rx.take().map(RxQueue::into_state)
@@ -131,10 +131,10 @@ impl Pair {
         }
         let link = self.card.link_is_up();
         let active = self.is_active();
-        if let Some(vhost) = &mut self.vhost
-            && let Err(error) = vhost.set_connected(link)
+        if let Some(path) = &mut self.data_path
+            && let Err(error) = path.set_state(self.card.is_plugged(), active)
         {
-            tracing::error!("{}: vhost-net: {error}", self.card.name);
+            tracing::error!("{}: vhost: {error}", self.card.name);
         }
         let sent = active && self.transmit(link);
         let received = self.receive(link, active);

@@ -165,7 +165,7 @@ impl Driver {
         let opened = Opened {
             backend: Arc::new(FakeBackend(far.clone())),
             endpoints: (0..pairs).map(endpoint).collect(),
-            vhost: Vec::new(),
+            data_paths: Vec::new(),
             link: true,
         };
         let options = Options::parse("net", options, &[OPTIONS, settings::OPTIONS]).unwrap();

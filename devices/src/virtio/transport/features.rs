@@ -93,14 +93,16 @@ pub struct Offered {
 }
 
 impl Offered {
-    /// Puts together what device and transport offer. `modern` says whether there is a modern face.
-    pub fn new(device: u64, ring: RingOptions, differences: &FaceDifferences, modern: bool) -> Self {
-        let mut all = device | ring.bits() | 1 << BAD_FEATURE;
+    /// Puts together what device and transport offer, of what is `possible`. `modern` says whether there
+    /// is a modern face.
+    pub fn new(device: u64, possible: u64, ring: RingOptions, differences: &FaceDifferences, modern: bool) -> Self {
+        let mut all = device | ring.bits();
         if modern {
             all |= 1 << VIRTIO_F_VERSION_1;
         } else {
             all = (all | differences.added_without_modern) & !differences.dropped_without_modern;
         }
+        let all = all & possible | 1 << BAD_FEATURE;
         Self {
             modern: all & !LEGACY_ONLY & !differences.legacy_only,
             legacy: all as u32,
@@ -128,7 +130,7 @@ mod tests {
             (0, FaceDifferences::NONE, 0x101_3000_0000, 0x7900_0000),
             (1, FaceDifferences::NONE, 0x101_3000_0001, 0x7900_0001),
         ] {
-            let offered = Offered::new(device, RingOptions::default(), &differences, true);
+            let offered = Offered::new(device, u64::MAX, RingOptions::default(), &differences, true);
             assert_eq!((offered.modern, offered.legacy), (modern, legacy), "{device:#x}");
         }
     }
@@ -140,8 +142,15 @@ mod tests {
             dropped_without_modern: 1 << 27,
             ..FaceDifferences::NONE
         };
-        let offered = Offered::new(0x6e54, RingOptions::default(), &block, false);
+        let offered = Offered::new(0x6e54, u64::MAX, RingOptions::default(), &block, false);
         assert_eq!(offered.legacy, 0x7100_6ed4);
+    }
+
+    #[test]
+    fn what_is_not_possible_is_not_offered() {
+        let possible = 1 << VIRTIO_F_NOTIFY_ON_EMPTY | 1 << 5;
+        let offered = Offered::new(0xff, possible, RingOptions::default(), &FaceDifferences::NONE, true);
+        assert_eq!((offered.modern, offered.legacy), (1 << 5, 0x4100_0020));
     }
 
     #[test]
@@ -153,7 +162,7 @@ mod tests {
             any_layout: false,
             queue_reset: false,
         };
-        let offered = Offered::new(0, off, &FaceDifferences::NONE, true);
+        let offered = Offered::new(0, u64::MAX, off, &FaceDifferences::NONE, true);
         assert_eq!((offered.modern, offered.legacy), (1 << 32, 1 << 30));
     }
 }

@@ -99,6 +99,12 @@ impl VirtioPci {
         memory: Arc<GuestMemory>,
         sender: Arc<dyn MsixSender>,
     ) -> Result<Self, ConfigError> {
+        let possible = device.possible_features();
+        let faces = settings.faces.with_features(possible).ok_or_else(|| {
+            let problem = "who serves its queues knows no VERSION_1, which takes the legacy face";
+            ConfigError::refused(name, problem, "leave out disable-legacy=on")
+        })?;
+        let settings = &Settings { faces, ..*settings };
         let queues = device.queue_sizes().len();
         let vectors = settings.vectors.unwrap_or_else(|| info.vectors.count(queues));
         let modern = settings.faces.modern();
@@ -107,7 +113,7 @@ impl VirtioPci {
         let built = layout.and_then(|layout| Ok((Endpoint::new(layout.endpoint)?, layout.window)));
         let (endpoint, window) = built.map_err(|error| ConfigError::refused(name, error, "give fewer vectors="))?;
         let interrupts = Interrupts::new(queues, vectors.into(), sender, endpoint.intx().clone());
-        let offered = Offered::new(device.features(), settings.ring, &info.differences, modern);
+        let offered = Offered::new(device.features(), possible, settings.ring, &info.differences, modern);
         let parts = Parts {
             name: name.to_owned(),
             device,

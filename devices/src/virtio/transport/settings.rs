@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use pci::capability::msix::MAX_VECTORS;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use super::features::RingOptions;
 use crate::virtio::options::{ConfigError, OptionKind, OptionSpec, Options};
@@ -113,6 +114,17 @@ impl Faces {
     pub fn modern(self) -> bool {
         self != Self::Legacy
     }
+
+    /// Those of them that a device can have of whose features no others than `possible` can be offered; `None` when
+    /// there is none. Without VERSION_1 a modern face would only confuse drivers (QEMU, hw/virtio/virtio-pci.c,
+    /// `virtio_pci_device_plugged`).
+    pub fn with_features(self, possible: u64) -> Option<Self> {
+        match self {
+            faces if possible & 1 << VIRTIO_F_VERSION_1 != 0 => Some(faces),
+            Self::Both | Self::Legacy => Some(Self::Legacy),
+            Self::Modern => None,
+        }
+    }
 }
 
 /// The transport as the user wants it.
@@ -216,6 +228,17 @@ mod tests {
 
     fn complaint(variant: Variant, transitional: bool, text: &str) -> String {
         read(variant, transitional, text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn there_is_no_modern_face_without_version_1() {
+        for faces in [Faces::Both, Faces::Legacy, Faces::Modern] {
+            assert_eq!(faces.with_features(u64::MAX), Some(faces));
+        }
+        let without = !(1 << VIRTIO_F_VERSION_1);
+        assert_eq!(Faces::Both.with_features(without), Some(Faces::Legacy));
+        assert_eq!(Faces::Legacy.with_features(without), Some(Faces::Legacy));
+        assert_eq!(Faces::Modern.with_features(without), None);
     }
 
     #[test]

@@ -135,8 +135,14 @@ impl Virtq {
         self.state()
     }
 
-    /// Ends the run of a queue that the kernel has served instead (vhost): it took the available
-    /// entries up to `next_avail`, and all of them are in the used ring.
+    /// The index behind the last used entry, as it stands in guest memory: how far somebody who
+    /// serves the queue in our place has come at least.
+    pub fn used_index(&self) -> u16 {
+        self.ring.used_index()
+    }
+
+    /// Ends the run of a queue that somebody else has served instead (vhost): who took the
+    /// available entries up to `next_avail`, and all of them are in the used ring.
     pub fn stop_after_others(self, next_avail: u16) -> QueueState {
         QueueState {
             next_avail,

@@ -44,9 +44,16 @@ pub(super) fn wrap(opened: Opened, options: &Options) -> Result<Opened, ConfigEr
     let Some(path) = options.text("capture").map(Path::new) else {
         return Ok(opened);
     };
-    if !opened.vhost.is_empty() && options.text("vhost") == Some("on") {
-        let problem = "capture= sees nothing of what the kernel carries";
-        return Err(options.refused(problem, "leave out vhost=on"));
+    let past_us = [
+        (options.text("vhost") == Some("on"), "the kernel", "vhost=on"),
+        (options.is_given("vhost-user"), "another process", "capture="),
+    ];
+    if let Some((_, who, what)) = past_us
+        .into_iter()
+        .find(|(given, ..)| *given && !opened.data_paths.is_empty())
+    {
+        let problem = format!("capture= sees nothing of what {who} carries");
+        return Err(options.refused(problem, format!("leave out {what}")));
     }
     let capture = Capture::create(path).map_err(|error| {
         let problem = format!("capture={}: {error}", path.display());
@@ -70,7 +77,7 @@ pub(super) fn wrap(opened: Opened, options: &Options) -> Result<Opened, ConfigEr
     Ok(Opened {
         backend: Arc::new(Captured { inner, header_len }),
         endpoints,
-        vhost: Vec::new(),
+        data_paths: Vec::new(),
         link: opened.link,
     })
 }

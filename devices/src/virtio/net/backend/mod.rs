@@ -10,8 +10,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use super::data_path::DataPath;
 use super::receive::ReceiveBuffers;
-use super::vhost::VhostPair;
 use crate::io_thread::{Interest, Source};
 use crate::virtio::info::Host;
 use crate::virtio::options::{ConfigError, Options};
@@ -27,6 +27,7 @@ mod tap;
 #[cfg(test)]
 pub(super) mod testing;
 mod user;
+mod vhost_user;
 
 /// The largest frame, with its header, that any backend carries (QEMU's NET_BUFSIZE,
 /// include/net/net.h). What is longer is dropped.
@@ -71,6 +72,12 @@ pub trait Backend: Send + Sync {
     /// What it can do.
     fn capabilities(&self) -> Capabilities {
         Capabilities::default()
+    }
+
+    /// Features that can be offered to the driver, of the card and of its queues. All, for a backend
+    /// that leaves the queues to us.
+    fn features(&self) -> u64 {
+        u64::MAX
     }
 
     /// Frames carry a header of `len` bytes from now on, 10 or 12. Only called with
@@ -190,9 +197,9 @@ pub struct Opened {
     pub backend: Arc<dyn Backend>,
     /// At least one.
     pub endpoints: Vec<Box<dyn Endpoint>>,
-    /// The kernel's data path, for each queue pair or for none. The kernel carries the frames of a
-    /// pair that has it, and its endpoint is only for frames of our own.
-    pub vhost: Vec<VhostPair>,
+    /// Data paths past us, for each queue pair or for none. The frames of a pair that has one go that
+    /// way, and its endpoint is only for frames of our own.
+    pub data_paths: Vec<Box<dyn DataPath>>,
     /// Whether the cable is in from the start.
     pub link: bool,
 }
@@ -203,7 +210,7 @@ impl Opened {
         Self {
             backend: Arc::new(backend),
             endpoints: vec![Box::new(endpoint)],
-            vhost: Vec::new(),
+            data_paths: Vec::new(),
             link: true,
         }
     }
@@ -247,6 +254,10 @@ pub static KINDS: &[Kind] = &[
     Kind {
         option: "tap-fd",
         open: tap::open_inherited,
+    },
+    Kind {
+        option: "vhost-user",
+        open: vhost_user::open,
     },
 ];
 

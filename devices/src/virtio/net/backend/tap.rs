@@ -18,6 +18,7 @@ use super::{Backend, Capabilities, Endpoint, Offloads, Opened, Wanted};
 use crate::io_thread::Source;
 use crate::sys::{fd, tun};
 use crate::virtio::info::Host;
+use crate::virtio::net::data_path::DataPath;
 use crate::virtio::net::receive::ReceiveBuffers;
 use crate::virtio::net::vhost::VhostPair;
 use crate::virtio::options::{ConfigError, Options};
@@ -148,14 +149,16 @@ fn exists(name: &str) -> bool {
 }
 
 /// The kernel's data path for each of these queues, if the user wants it.
-fn vhost_pairs(files: &[File], options: &Options, host: &Host) -> Result<Vec<VhostPair>, ConfigError> {
+fn vhost_pairs(files: &[File], options: &Options, host: &Host) -> Result<Vec<Box<dyn DataPath>>, ConfigError> {
     let is_optional = match options.text("vhost") {
         Some("on") => false,
         Some("auto") => true,
         _ => return Ok(Vec::new()),
     };
-    let pair = |file: &File| VhostPair::open(&host.memory, file.try_clone()?);
-    let pairs: io::Result<Vec<VhostPair>> = files.iter().map(pair).collect();
+    let pair = |file: &File| -> io::Result<Box<dyn DataPath>> {
+        Ok(Box::new(VhostPair::open(&host.memory, file.try_clone()?)?))
+    };
+    let pairs: io::Result<Vec<_>> = files.iter().map(pair).collect();
     pairs.or_else(|error| {
         if is_optional {
             tracing::warn!(
@@ -174,7 +177,7 @@ fn vhost_pairs(files: &[File], options: &Options, host: &Host) -> Result<Vec<Vho
 }
 
 /// Makes the backend of open descriptors.
-fn connect(files: Vec<File>, vhost: Vec<VhostPair>) -> io::Result<Opened> {
+fn connect(files: Vec<File>, data_paths: Vec<Box<dyn DataPath>>) -> io::Result<Opened> {
     let first = files.first().ok_or(io::ErrorKind::InvalidInput)?;
     let interface = tun::interface(first)?;
     let has = |offloads| tun::set_offloads(first, offloads).is_ok();
@@ -201,7 +204,7 @@ fn connect(files: Vec<File>, vhost: Vec<VhostPair>) -> io::Result<Opened> {
     Ok(Opened {
         endpoints: files.into_iter().map(endpoint).collect(),
         backend: Arc::new(tap),
-        vhost,
+        data_paths,
         link: true,
     })
 }

@@ -6,19 +6,20 @@ use std::time::Duration;
 
 use pci::intx::Intx;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::io_thread::PollPolicy;
 use crate::sys::testing::own_network;
-use crate::virtio::device::Negotiated;
+use crate::virtio::device::{Negotiated, QueueInterrupt};
 use crate::virtio::info::Host;
 use crate::virtio::interrupt::{Interrupts, MsixSender};
 use crate::virtio::net::backend::testing::{host, run};
 use crate::virtio::net::backend::{self, Opened};
 use crate::virtio::net::options::OPTIONS;
 use crate::virtio::options::Options;
-use crate::virtio::virtq::RingFeatures;
 use crate::virtio::virtq::testing::{Buffer, DriverRing};
+use crate::virtio::virtq::{RingFeatures, Virtq};
 
 struct Recorder(Sender<u16>);
 
@@ -40,62 +41,6 @@ fn interrupts() -> (Arc<Interrupts>, Receiver<u16>) {
         interrupts.set_masked(queue, false);
     }
     (interrupts, vectors)
-}
-
-#[test]
-fn what_the_kernel_signals_reaches_the_driver() {
-    let (interrupts, vectors) = interrupts();
-    let (call, error) = (EventFd::new(EFD_NONBLOCK).unwrap(), EventFd::new(EFD_NONBLOCK).unwrap());
-    let broken = Arc::new(AtomicBool::new(false));
-    let thread = IoThread::spawn("vhost", PollPolicy::default()).unwrap();
-    let signals = thread
-        .add(Signals {
-            call: call.try_clone().unwrap(),
-            error: error.try_clone().unwrap(),
-            interrupt: QueueInterrupt::new(Arc::clone(&interrupts), 1),
-            broken: Arc::clone(&broken),
-        })
-        .unwrap();
-    for _ in 0..3 {
-        call.write(1).unwrap();
-        assert_eq!(vectors.recv_timeout(Duration::from_secs(10)), Ok(1));
-    }
-    assert!(!interrupts.needs_reset());
-    error.write(1).unwrap();
-    let told = (0..2000).any(|_| {
-        std::thread::sleep(Duration::from_millis(1));
-        interrupts.needs_reset()
-    });
-    assert!(told && broken.load(Ordering::Acquire));
-    drop(signals);
-    assert_eq!(
-        vectors.recv_timeout(Duration::from_secs(10)),
-        Ok(1),
-        "the last one comes through"
-    );
-}
-
-#[test]
-fn a_queue_that_the_kernel_served_goes_on_where_that_stopped() {
-    let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap());
-    let mut driver = DriverRing::modern(Arc::clone(&memory), 0x1000, 8);
-    let start = |state| {
-        Virtq::new(
-            Arc::clone(&memory),
-            driver.config(),
-            RingFeatures::from_negotiated(1 << 32),
-            state,
-        )
-    };
-    let ring = start(QueueState::default()).unwrap();
-    driver.start_at(7, 5);
-    let state = ring.stop_after_others(6);
-    let expected = QueueState {
-        next_avail: 6,
-        next_used: 5,
-        broken: false,
-    };
-    assert_eq!(state, expected);
 }
 
 #[test]
@@ -170,12 +115,12 @@ impl Driver {
                 interrupt: QueueInterrupt::new(Arc::clone(&self.interrupts), index as u16),
                 negotiated,
             };
-            self.opened.vhost[0].start(start, &self.thread).unwrap();
+            self.opened.data_paths[0].start(start, &self.thread).unwrap();
         }
     }
 
     fn stop(&mut self) -> [QueueState; QUEUES] {
-        [0, 1].map(|index| self.opened.vhost[0].stop(index).unwrap())
+        [0, 1].map(|index| self.opened.data_paths[0].stop(index).unwrap())
     }
 
     fn offer_receive_buffer(&mut self) {
@@ -246,9 +191,9 @@ fn the_kernel_carries_frames_both_ways_and_gives_the_queues_back() {
         let (len, _) = socket.recv_from(&mut received).unwrap();
         assert_eq!(received[..len], payload[..]);
         // What is sent while the cable is out goes when it is in.
-        driver.opened.vhost[0].set_connected(false).unwrap();
+        driver.opened.data_paths[0].set_state(false, true).unwrap();
         driver.post(&frame);
-        driver.opened.vhost[0].set_connected(true).unwrap();
+        driver.opened.data_paths[0].set_state(true, true).unwrap();
         driver.used(1);
         socket.recv_from(&mut received).unwrap();
         driver.offer_receive_buffer();
@@ -272,14 +217,14 @@ fn vhost_that_is_not_there_is_refused_or_done_without() {
         let options = Options::parse("net", options, &[OPTIONS]).unwrap();
         backend::open(&options, &host())
     };
-    assert!(open("tap=tap0,vhost=off").unwrap().vhost.is_empty());
+    assert!(open("tap=tap0,vhost=off").unwrap().data_paths.is_empty());
     let (on, auto) = (open("tap=tap0,vhost=on"), open("tap=tap1,vhost=auto").unwrap());
     match on {
-        Ok(opened) => assert_eq!((opened.vhost.len(), auto.vhost.len()), (1, 1)),
+        Ok(opened) => assert_eq!((opened.data_paths.len(), auto.data_paths.len()), (1, 1)),
         Err(error) => {
             let error = error.to_string();
             assert!(error.starts_with("net: vhost=on: /dev/vhost-net: "), "{error}");
-            assert!(error.contains("vhost=auto") && auto.vhost.is_empty());
+            assert!(error.contains("vhost=auto") && auto.data_paths.is_empty());
         }
     }
 }
