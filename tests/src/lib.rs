@@ -3,6 +3,7 @@
 
 pub mod driver;
 pub mod guest;
+pub mod network;
 pub mod process;
 pub mod qemu;
 pub mod qmp;

@@ -25,6 +25,7 @@ const INIT: &str = include_str!("../../resources/init.sh");
 const JOBS: &[(&str, &str)] = &[
     ("filesystem", include_str!("../../resources/jobs/filesystem.sh")),
     ("management", include_str!("../../resources/jobs/management.sh")),
+    ("network", include_str!("../../resources/jobs/network.sh")),
     ("rng", include_str!("../../resources/jobs/rng.sh")),
     ("serial", include_str!("../../resources/jobs/serial.sh")),
     ("shell", include_str!("../../resources/jobs/shell.sh")),
@@ -103,7 +104,7 @@ impl Extras {
 }
 
 /// Modules of a kernel for what tools and jobs do; ext4 asks for its checksum by the name of an algorithm, which no dependency tells.
-const TOOL_MODULES: [&str; 5] = ["crc32c_generic", "ext4", "8021q", "button", "evdev"];
+const TOOL_MODULES: [&str; 6] = ["crc32c_generic", "ext4", "8021q", "af_packet", "button", "evdev"];
 
 /// Writes the initial RAM disk of a guest that reports about itself into `folder`.
 ///

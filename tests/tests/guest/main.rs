@@ -27,6 +27,7 @@ mod filesystem;
 mod hotplug;
 mod life;
 mod management;
+mod network;
 mod program;
 mod rng;
 mod serial;

@@ -56,6 +56,8 @@ for module in $(cat /lib/modules/order); do
   case $module in brd) with="rd_nr=1 rd_size=65536";; *) with=;; esac
   insmod /lib/modules/$module.ko $with
 done
+# As on a host with udev.
+chmod 666 /dev/kvm
 tries=0
 until [ -c /dev/vport0p1 ] || [ $tries -gt 500 ]; do usleep 10000; tries=$((tries + 1)); done
 exec </dev/null >/dev/vport0p1 2>&1
