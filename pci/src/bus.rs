@@ -4,9 +4,11 @@
 //! it calls a function; a function may be locked while the bus's tables change, never the other way round.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::address::Address;
+use crate::capability::msix::VectorState;
 use crate::decode::Decode;
 use crate::function::{Change, Changes, Function, Region, Space};
 
@@ -109,6 +111,17 @@ impl Bus {
     /// The function at `address`.
     pub fn get(&self, address: Address) -> Option<SharedFunction> {
         self.read_tables().functions.get(&address).cloned()
+    }
+
+    /// What those of `vectors` are set to that the function at `address` has.
+    pub fn msix_vectors(&self, address: Address, vectors: RangeInclusive<u16>) -> Vec<(u16, VectorState)> {
+        let Some(function) = self.get(address) else {
+            return Vec::new();
+        };
+        let function = lock(&function);
+        vectors
+            .map_while(|vector| Some((vector, function.msix_vector(vector)?)))
+            .collect()
     }
 
     /// Where there are functions, in ascending order.

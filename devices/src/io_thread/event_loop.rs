@@ -72,9 +72,9 @@ impl MutEventSubscriber for Subscriber {
                 slot.guard((), |worker| worker.ready(events.data()));
                 if slot.sources_changed() {
                     slot.watch(ops);
-                }
-                if let Some(error) = slot.refused.take() {
-                    tracing::error!("a descriptor of a running worker cannot be watched: {error}");
+                    if let Some(error) = slot.refused.take() {
+                        tracing::error!("a descriptor of a running worker cannot be watched: {error}");
+                    }
                 }
             }
         }

@@ -138,6 +138,23 @@ impl OptionSpec {
     }
 }
 
+/// Where a device stands among those that a firmware tries to start from.
+pub const BOOT_INDEX: OptionSpec = OptionSpec::new(
+    "bootindex",
+    OptionKind::Number {
+        min: 0,
+        max: i32::MAX as u64,
+    },
+    "place in the boot order",
+);
+
+/// Who serves a device.
+pub const IO_THREAD: OptionSpec = OptionSpec::new(
+    "iothread",
+    OptionKind::Text,
+    "the I/O thread that serves it; all in turn if not given",
+);
+
 /// One table of two. `N` is how many there are in both.
 pub const fn concat<const N: usize>(first: &[OptionSpec], second: &[OptionSpec]) -> [OptionSpec; N] {
     assert!(first.len() + second.len() == N, "N is the length of both tables");

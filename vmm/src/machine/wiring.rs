@@ -197,13 +197,7 @@ pub struct Vectors {
 impl Vectors {
     /// Brings routes in step with the MSI-X table of the function at `address`.
     fn follow(&self, bus: &Bus, address: Address, vectors: std::ops::RangeInclusive<u16>) {
-        let Some(function) = bus.get(address) else { return };
-        let states: Vec<_> = {
-            let function = pci::bus::lock(&function);
-            vectors
-                .map_while(|vector| Some((vector, function.msix_vector(vector)?)))
-                .collect()
-        };
+        let states = bus.msix_vectors(address, vectors);
         for (vector, state) in states.into_iter().filter(|(_, state)| state.address != 0) {
             let message = MsiMessage {
                 address: state.address,

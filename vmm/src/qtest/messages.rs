@@ -79,14 +79,8 @@ struct Messages {
 
 impl Messages {
     fn follow(&self, bus: &Bus, address: Address, vectors: RangeInclusive<u16>) {
-        let Some(function) = bus.get(address) else { return };
-        let states: Vec<_> = {
-            let function = pci::bus::lock(&function);
-            vectors
-                .map_while(|vector| Some((vector, function.msix_vector(vector)?)))
-                .collect()
-        };
-        let messages = states.into_iter().map(|(vector, state)| {
+        let states = bus.msix_vectors(address, vectors).into_iter();
+        let messages = states.map(|(vector, state)| {
             let (address, data) = (state.address, state.data);
             (vector, MsiMessage { address, data })
         });

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::config::DEFAULT_QUEUE_SIZE;
-use crate::virtio::options::{ConfigError, OptionKind, OptionSpec, Options};
+use crate::virtio::options::{BOOT_INDEX, ConfigError, IO_THREAD, OptionKind, OptionSpec, Options};
 
 /// The most descriptors of a queue (QEMU's VIRTQUEUE_MAX_SIZE).
 const MAX_QUEUE_SIZE: u64 = 1024;
@@ -43,8 +43,8 @@ pub static OPTIONS: &[OptionSpec] = &[
         "descriptors of a queue",
     )
     .or("256"),
-    BOOTINDEX,
-    IOTHREAD,
+    BOOT_INDEX,
+    IO_THREAD,
     OptionSpec::new(
         "discard",
         OptionKind::Choice(&["ignore", "unmap"]),
@@ -60,23 +60,6 @@ pub static OPTIONS: &[OptionSpec] = &[
     OptionSpec::new("size", OptionKind::Size, "size of a null-co:// disk").or("1G"),
     OptionSpec::new("read-zeroes", OptionKind::Flag, "a null-co:// disk reads as zeroes").or("off"),
 ];
-
-/// Place in the boot order.
-pub(super) const BOOTINDEX: OptionSpec = OptionSpec::new(
-    "bootindex",
-    OptionKind::Number {
-        min: 0,
-        max: i32::MAX as u64,
-    },
-    "place in the boot order",
-);
-
-/// Who serves it.
-pub(super) const IOTHREAD: OptionSpec = OptionSpec::new(
-    "iothread",
-    OptionKind::Text,
-    "the I/O thread that serves it; all in turn if not given",
-);
 
 /// The number of queues that `options` ask for.
 pub(super) fn queues_of(options: &Options) -> u16 {

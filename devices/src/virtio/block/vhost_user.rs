@@ -11,12 +11,12 @@ use virtio_bindings::virtio_config::{VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_RING_RES
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::config::{CONFIG_BYTES, QUEUES_OFFSET, WRITEBACK_OFFSET};
-use super::options::{BOOTINDEX, IOTHREAD, queue_size_of, queues_of};
+use super::options::{queue_size_of, queues_of};
 use crate::io_thread::IoThreads;
 use crate::virtio::device::{ConfigInterrupt, Device, HostError, QueueStart};
 use crate::virtio::id::DeviceId;
 use crate::virtio::info::{Built, DefaultVectors, DeviceInfo, Host, class};
-use crate::virtio::options::{ConfigError, OptionKind, OptionSpec, Options};
+use crate::virtio::options::{BOOT_INDEX, ConfigError, IO_THREAD, OptionKind, OptionSpec, Options};
 use crate::virtio::transport::features::FaceDifferences;
 use crate::virtio::vhost::user::{self, Event, Remote, Wanted};
 use crate::virtio::virtq::QueueState;
@@ -48,8 +48,8 @@ static OPTIONS: &[OptionSpec] = &[
     SWITCHES[0].0,
     SWITCHES[1].0,
     SWITCHES[2].0,
-    BOOTINDEX,
-    IOTHREAD,
+    BOOT_INDEX,
+    IO_THREAD,
 ];
 
 /// Features that the user can switch.

@@ -13,7 +13,7 @@ use crate::virtio::device::{ConfigInterrupt, Device, HostError, Negotiated, Queu
 use crate::virtio::id::DeviceId;
 use crate::virtio::info::{Built, Control, DefaultVectors, DeviceInfo, Host, class};
 use crate::virtio::listeners::Listeners;
-use crate::virtio::options::{ConfigError, OptionKind, OptionSpec, Options};
+use crate::virtio::options::{ConfigError, IO_THREAD, OptionKind, OptionSpec, Options};
 use crate::virtio::transport::features::FaceDifferences;
 use crate::virtio::virtq::QueueState;
 
@@ -43,7 +43,7 @@ pub static INFO: DeviceInfo = DeviceInfo {
         )
         .or("on"),
         OptionSpec::new("console-size", OptionKind::Flag, "offers VIRTIO_CONSOLE_F_SIZE").or("off"),
-        OptionSpec::new("iothread", OptionKind::Text, "the I/O thread that serves it"),
+        IO_THREAD,
     ],
     build: |options, host| {
         let serial = Serial::new(options, host)?;

@@ -6,7 +6,7 @@ use virtio_bindings::virtio_net::*;
 
 use super::config::OFFLOADS;
 use super::mac::MacAddress;
-use crate::virtio::options::{ConfigError, OptionKind, OptionSpec, Options};
+use crate::virtio::options::{BOOT_INDEX, ConfigError, IO_THREAD, OptionKind, OptionSpec, Options};
 use crate::virtio::vhost::user::OPTIONS as VHOST_USER;
 
 /// The most descriptors of a queue (QEMU's VIRTQUEUE_MAX_SIZE).
@@ -228,19 +228,8 @@ const OTHERS: &[OptionSpec] = &[
     OptionSpec::new("rx_queue_size", QUEUE_SIZE, "the same as QEMU has it"),
     OptionSpec::new("tx-queue-size", QUEUE_SIZE, "descriptors of a transmit queue"),
     OptionSpec::new("tx_queue_size", QUEUE_SIZE, "the same as QEMU has it"),
-    OptionSpec::new(
-        "bootindex",
-        OptionKind::Number {
-            min: 0,
-            max: i32::MAX as u64,
-        },
-        "place in the boot order",
-    ),
-    OptionSpec::new(
-        "iothread",
-        OptionKind::Text,
-        "the I/O thread that serves it; all in turn if not given",
-    ),
+    BOOT_INDEX,
+    IO_THREAD,
 ];
 
 const COUNT: usize = OTHERS.len() + SWITCHES.len();
@@ -310,7 +299,7 @@ impl NetConfig {
             mac: options.text("mac").map(|text| read_mac(options, text)).transpose()?,
             features,
             rx_queue_size: queue_size(options, ["rx-queue-size", "rx_queue_size"])?,
-            // As QEMU: only a backend outside of this process gets more (`virtio_net_max_tx_queue_size`).
+            // QEMU takes no more than 256 for backends in its own process (`virtio_net_max_tx_queue_size`); ours have no such limit.
             tx_queue_size: queue_size(options, ["tx-queue-size", "tx_queue_size"])?,
             mtu,
             speed: speed.unwrap_or(SPEED_UNKNOWN),

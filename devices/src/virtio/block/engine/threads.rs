@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::threads;
 use crate::virtio::block::backend::Image;
 use crate::virtio::block::transfer::Transfer;
 
@@ -152,10 +153,7 @@ impl ThreadsEngine {
 
     fn start_thread(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let started = std::thread::Builder::new()
-            .name("disk".into())
-            .spawn(move || shared.run());
-        match started {
+        match threads::spawn("disk", move || shared.run()) {
             Ok(thread) => self.threads.push(thread),
             Err(error) if self.threads.is_empty() => {
                 tracing::error!("no thread for a disk ({error}); it is served by its I/O thread");

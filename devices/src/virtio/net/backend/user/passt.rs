@@ -17,6 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::sys::fd;
+use crate::threads;
 
 /// The program.
 const PROGRAM: &str = "passt";
@@ -29,9 +30,6 @@ const GLANCE: Duration = Duration::from_millis(1);
 
 /// Bytes that are kept of what it says.
 const TAIL: usize = 4096;
-
-/// Bytes of the stack of the thread that listens to it.
-const STACK: usize = 128 << 10;
 
 /// With what a line begins that an older passt writes once for each line of its own, where there is
 /// no system log.
@@ -115,8 +113,7 @@ impl Passt {
             ending: Arc::clone(&ending),
             listener: None,
         };
-        let listener = thread::Builder::new().name(PROGRAM.to_owned()).stack_size(STACK);
-        passt.listener = Some(listener.spawn(move || {
+        passt.listener = Some(threads::spawn(PROGRAM, move || {
             let words = tail(stderr);
             if let Some(status) = end(&child)
                 && !ending.load(Ordering::Relaxed)
