@@ -135,16 +135,18 @@ job_copy() {
 	dd if=/dev/urandom of=/pattern bs=1M count=4 2>/dev/null
 	case $side in a) own=1 other=2;; *) own=2 other=1;; esac
 	ip addr add 192.0.2.$own/24 dev eth0
+	# A listener whose own input ends would end the connection.
+	mkfifo /silence
 	echo "sum of mine $(stream | md5sum)"
 	while sleep 20; do echo "still copying"; done &
 	until ping -c 1 -W 1 192.0.2.$other > /dev/null 2>&1; do :; done
 	if [ $side = a ]; then
-		nc -l -p 9000 < /dev/null | md5sum > /theirs
+		nc -l -p 9000 <> /silence | md5sum > /theirs
 		sleep 1
 		until stream | nc 192.0.2.$other 9000; do sleep 1; done
 	else
 		until stream | nc 192.0.2.$other 9000; do sleep 1; done
-		nc -l -p 9000 < /dev/null | md5sum > /theirs
+		nc -l -p 9000 <> /silence | md5sum > /theirs
 	fi
 	echo "sum of theirs $(cat /theirs)"
 	# The other side may not have read everything yet.

@@ -15,7 +15,7 @@ use crate::report::Report;
 use crate::resources::{self, Extras};
 
 /// A guest that has not said anything for so long hangs. Generous: the emulated lab shares two cores.
-const SILENCE: Duration = Duration::from_secs(90);
+const SILENCE: Duration = Duration::from_secs(180);
 
 /// Set by a person who wants to see the consoles as they come.
 const ECHO: &str = "INNKEEPER_ECHO";
