@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use tests::Error;
 use tests::guest::{self, Conversation, Ended};
 use tests::network::{self, Iperf3, apart, fetch, ip, run};
+use tests::qemu;
 use tests::report::Report;
 use tests::resources::{self, Extras};
 use vmm::config::MachineConfig;
@@ -98,9 +99,40 @@ each_kernel! {
         .unwrap();
     }
 
+    card_on_a_tap_stands_as_under_qemu(kernel) {
+        assert_as_under_qemu(kernel, false, "");
+    }
+
     tap_carries_everything(kernel) {
         carry(kernel, false, "", "", 1);
     }
+}
+
+/// QEMU's guest and ours, line by line.
+fn assert_as_under_qemu(kernel: &str, force_legacy: bool, words: &str) {
+    apart(|| {
+        let config = guest::reporting_with(kernel, Extras::Tools { force_legacy }, &format!("quiet {words}"));
+        let config = config.unwrap().memory(512 * MIB);
+        let netdev = format!("tap,id=n0,ifname={TAP},script=no,downscript=no");
+        let theirs = qemu::run(
+            &config,
+            &["-netdev", &netdev, "-device", "virtio-net-pci,netdev=n0,romfile="],
+        )
+        .unwrap();
+        let ours = guest::run(config.device("virtio-net-pci", format!("tap={TAP}")))
+            .unwrap()
+            .report;
+        assert!(
+            ours.section("ethtool eth0").len() > 40,
+            "{:?}",
+            ours.section("ethtool eth0")
+        );
+        for section in ["virtio", "buses", "net eth0", "ethtool eth0"] {
+            assert_eq!(ours.section(section), theirs.section(section), "{section}");
+        }
+        assert_eq!(ours.lasting_config("00:02.0"), theirs.lasting_config("00:02.0"));
+    })
+    .unwrap();
 }
 
 /// Nobody without privilege: neither root nor in a group, with nothing but access to `/dev/kvm`.
@@ -285,7 +317,6 @@ mod long {
     use std::path::Path;
     use std::thread;
     use std::time::Duration;
-    use tests::qemu;
 
     /// The guest's own checksum of what it sent, and that of what it received.
     fn sums(report: &Report) -> (&str, &str) {
@@ -349,6 +380,14 @@ mod long {
                 assert_eq!(complaint, None);
             })
             .unwrap();
+        }
+    }
+
+    #[test]
+    fn card_on_a_tap_stands_as_under_qemu_in_other_ways() {
+        for kernel in ["cloud", "generic"] {
+            assert_as_under_qemu(kernel, true, "");
+            assert_as_under_qemu(kernel, false, "pci=nomsi");
         }
     }
 
