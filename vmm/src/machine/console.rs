@@ -2,11 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 /// Where the bytes of a serial port go to and come from.
 pub struct Console {
@@ -258,29 +262,18 @@ impl Drop for ToClient {
     }
 }
 
+/// A pseudo-terminal that passes bytes as they are, until whoever opens it wants otherwise: else it would echo to the guest what the guest
+/// itself has said.
 fn open_pty() -> io::Result<(File, String)> {
-    // SAFETY: posix_openpt takes flags only; the descriptor that it returns is ours.
-    let master = unsafe {
-        let fd = libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    let mut name = [0u8; 64];
-    // SAFETY: the descriptor is a pseudo-terminal's, and ptsname_r writes at most `name.len()` bytes with the terminating zero.
-    let failed = unsafe {
-        use std::os::fd::AsRawFd;
-        let fd = master.as_raw_fd();
-        libc::grantpt(fd) != 0
-            || libc::unlockpt(fd) != 0
-            || libc::ptsname_r(fd, name.as_mut_ptr().cast(), name.len()) != 0
-    };
-    if failed {
-        return Err(io::Error::last_os_error());
-    }
-    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    Ok((File::from(master), String::from_utf8_lossy(name).into_owned()))
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let name = ptsname(&master, Vec::new())?.to_string_lossy().into_owned();
+    let mut settings = tcgetattr(&master)?;
+    settings.make_raw();
+    tcsetattr(&master, OptionalActions::Now, &settings)?;
+    fcntl_setfl(&master, fcntl_getfl(&master)? | OFlags::NONBLOCK)?;
+    Ok((File::from(master), name))
 }
 
 /// The text of Ctrl-A h.
@@ -307,6 +300,23 @@ mod tests {
         for _ in 0..100 {
             console.output.write_all(&[b'x'; 4096]).unwrap();
         }
+    }
+
+    #[test]
+    fn a_pseudo_terminal_passes_bytes_as_they_are_and_echoes_nothing() {
+        let mut console = Console::pty().unwrap();
+        let name = console.description.strip_prefix("pseudo-terminal ").unwrap();
+        let mut person = File::options().read(true).write(true).open(name).unwrap();
+        console.output.write_all(b"said\n").unwrap();
+        let mut heard = [0; 16];
+        let count = person.read(&mut heard).unwrap();
+        assert_eq!(&heard[..count], b"said\n");
+        person.write_all(b"typed\n").unwrap();
+        let Input::Stream(mut input) = console.input else {
+            panic!("a pseudo-terminal is a stream")
+        };
+        let count = input.read(&mut heard).unwrap();
+        assert_eq!(&heard[..count], b"typed\n");
     }
 
     #[test]
