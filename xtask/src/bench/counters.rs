@@ -60,6 +60,8 @@ pub struct Counts {
     pub kicks: u64,
     /// System calls of the program, all threads.
     pub calls: u64,
+    /// Those of them that say what becomes of memory, such as that it goes back to the host.
+    pub advice: u64,
 }
 
 impl Sub for Counts {
@@ -70,6 +72,7 @@ impl Sub for Counts {
             exits: self.exits.saturating_sub(before.exits),
             kicks: self.kicks.saturating_sub(before.kicks),
             calls: self.calls.saturating_sub(before.calls),
+            advice: self.advice.saturating_sub(before.advice),
         }
     }
 }
@@ -81,12 +84,18 @@ pub struct Counter {
 }
 
 const CALLS: &str = "events/raw_syscalls/sys_enter";
+const ADVICE: [&str; 2] = [
+    "events/syscalls/sys_enter_madvise",
+    "events/syscalls/sys_enter_process_madvise",
+];
 const WRITES: &str = "events/kvm/kvm_mmio";
 const PORTS: &str = "events/kvm/kvm_pio";
 
 /// What is counted, and by what. Local APICs and IOAPICs are no devices of ours; ports below 0xc000 belong to the chipset.
-const HISTOGRAMS: [(&str, &str); 3] = [
+const HISTOGRAMS: [(&str, &str); 5] = [
     (CALLS, "hist:keys=common_pid:size=4096"),
+    (ADVICE[0], "hist:keys=common_pid"),
+    (ADVICE[1], "hist:keys=common_pid"),
     (
         WRITES,
         "hist:keys=common_pid if type == 2 && (gpa < 0xfec00000 || gpa > 0xfeefffff)",
@@ -135,6 +144,7 @@ impl Counter {
             exits: Exits::of(process)?.all,
             kicks: sum(WRITES)? + sum(PORTS)?,
             calls: sum(CALLS)?,
+            advice: sum(ADVICE[0])? + sum(ADVICE[1])?,
         })
     }
 }
@@ -171,7 +181,12 @@ mod tests {
 
     #[test]
     fn what_was_done_before_is_taken_away() {
-        let counts = |exits, kicks, calls| Counts { exits, kicks, calls };
-        assert_eq!(counts(9, 8, 7) - counts(1, 2, 3), counts(8, 6, 4));
+        let counts = |exits, kicks, calls, advice| Counts {
+            exits,
+            kicks,
+            calls,
+            advice,
+        };
+        assert_eq!(counts(9, 8, 7, 6) - counts(1, 2, 3, 4), counts(8, 6, 4, 2));
     }
 }

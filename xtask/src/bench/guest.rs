@@ -14,8 +14,8 @@ use super::machines::Files;
 use super::requests::{Program, Sample};
 use super::trace::{Record, Trace};
 
-/// Guest memory, in MiB.
-const MEMORY_MIB: u32 = 512;
+/// Guest memory that is enough for most loads, in MiB.
+pub const MEMORY_MIB: u32 = 512;
 
 /// What the guest's init says at its end.
 pub const ENDED: &str = "load ended";
@@ -28,14 +28,14 @@ pub fn debian_qemu() -> Result<PathBuf> {
     packages::program("qemu-system-x86_64", "qemu-system-x86", "compare with QEMU")
 }
 
-/// The command line of a machine with one CPU and no devices yet; `append` is the kernel's, behind the console.
-pub fn command_line(program: Program, files: &Files, append: &str) -> Vec<OsString> {
+/// The command line of a machine with one CPU, so many MiB of memory and no devices yet; `append` is the kernel's, behind the console.
+pub fn command_line(program: Program, files: &Files, memory: u32, append: &str) -> Vec<OsString> {
     let mut words: Vec<OsString> = Vec::new();
     let mut add = |more: &[&str]| words.extend(more.iter().map(OsString::from));
     let text = |path: &Path| path.display().to_string();
     let (kernel, initrd) = (text(&files.kernels.join("vmlinuz")), text(&files.initrd));
     let append = format!("console=ttyS0 quiet panic=-1 {append}");
-    let memory = format!("{MEMORY_MIB}M");
+    let memory = format!("{memory}M");
     match program {
         Program::Innkeeper => {
             add(&[&text(&files.innkeeper), "run", &kernel, "--initrd", &initrd]);

@@ -1,10 +1,13 @@
 //! `cargo xtask bench`: what Innkeeper costs beside QEMU, measured in the same run on the same KVM.
 
+mod balloon;
 mod block;
 mod boot;
 mod child;
+mod console;
 mod counters;
 mod guest;
+mod load;
 mod machines;
 mod measure;
 mod net;
@@ -32,12 +35,20 @@ enum Benchmark {
     #[command(alias = "blk")]
     Block(block::BlockArgs),
     Net(net::NetArgs),
+    /// Takes the figures of a balloon: 1 GiB of memory out of a guest and back again.
+    Balloon(load::LoadArgs),
+    /// Takes the figures of bytes that go through a port and a console.
+    Console(load::LoadArgs),
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
     #[command(hide = true)]
     MeasureBlock(block::measure::MeasureBlockArgs),
     #[command(hide = true)]
     MeasureNet(net::measure::MeasureNetArgs),
+    #[command(hide = true)]
+    MeasureBalloon(load::MeasureArgs),
+    #[command(hide = true)]
+    MeasureConsole(load::MeasureArgs),
 }
 
 /// Runs it and returns the exit status for the process.
@@ -50,8 +61,12 @@ pub fn bench(args: &BenchArgs) -> Result<u8> {
         Benchmark::Ring => ring::ring(),
         Benchmark::Block(args) => block::block(args),
         Benchmark::Net(args) => net::net(args),
+        Benchmark::Balloon(args) => balloon::balloon(args),
+        Benchmark::Console(args) => console::console(args),
         Benchmark::Measure(args) => measure::measure(args),
         Benchmark::MeasureBlock(args) => block::measure::measure(args),
         Benchmark::MeasureNet(args) => net::measure::measure(args),
+        Benchmark::MeasureBalloon(args) => balloon::measure::measure(args),
+        Benchmark::MeasureConsole(args) => console::measure::measure(args),
     }
 }

@@ -1,6 +1,7 @@
 //! What programs that put a load on a guest's devices have in common, and what they and their far ends agree on.
 
 pub mod datagrams;
+pub mod stream;
 
 use std::io;
 use std::os::fd::AsRawFd;

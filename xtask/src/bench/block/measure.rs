@@ -43,7 +43,7 @@ pub fn measure(args: &MeasureBlockArgs) -> Result<u8> {
 
 fn command_line(program: Program, args: &MeasureBlockArgs) -> Vec<OsString> {
     let image = args.image.display();
-    let mut words = guest::command_line(program, &args.files, "");
+    let mut words = guest::command_line(program, &args.files, guest::MEMORY_MIB, "");
     let devices = match program {
         Program::Innkeeper => vec!["--disk".to_owned(), format!("path={image},format=raw,aio=io_uring")],
         Program::Qemu => vec![

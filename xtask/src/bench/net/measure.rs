@@ -93,7 +93,7 @@ impl Machine {
             Link::Tap | Link::Vhost => Some(Interface::new()?),
             Link::Stream => None,
         };
-        let mut words = guest::command_line(self.program, files, &self.append());
+        let mut words = guest::command_line(self.program, files, guest::MEMORY_MIB, &self.append());
         words.extend(self.card().into_iter().map(OsString::from));
         let mut features = None;
         let mut hear = |line: &str| match line.strip_prefix("features ") {
