@@ -19,7 +19,7 @@ const LOAD: Load = Load {
     modules: &["virtio_pci", "virtio_balloon"],
     start: "memory-load 1024",
     measure: "measure-balloon",
-    limit: Duration::from_secs(600),
+    limit: Duration::from_secs(1800),
     lab_memory: 4096,
 };
 

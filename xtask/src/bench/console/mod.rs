@@ -14,7 +14,7 @@ const LOAD: Load = Load {
     modules: &["virtio_pci", "virtio_console"],
     start: "until [ -c /dev/vport0p1 ] && [ -c /dev/hvc0 ]; do usleep 100000; done\nport-load /dev/vport0p1 /dev/hvc0",
     measure: "measure-console",
-    limit: Duration::from_secs(600),
+    limit: Duration::from_secs(1800),
     lab_memory: 3072,
 };
 
