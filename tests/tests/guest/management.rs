@@ -123,8 +123,15 @@ const REMOVAL: [(&str, &str, &str); 4] = [
     ("object-del", "id", "r0"),
 ];
 
-/// The devices: driver, id, slot, and what it refers to.
-const DEVICES: [(&str, &str, &str, Option<(&str, &str)>); 5] = [
+/// A device to plug: driver, id, slot, and what it refers to.
+type Plug = (
+    &'static str,
+    &'static str,
+    &'static str,
+    Option<(&'static str, &'static str)>,
+);
+
+const DEVICES: [Plug; 5] = [
     ("virtio-blk-pci", "disk", "6", Some(("drive", "d0"))),
     ("virtio-net-pci", "card", "7", Some(("netdev", "n0"))),
     ("virtio-serial-pci", "serial", "8", None),

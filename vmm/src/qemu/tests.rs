@@ -136,7 +136,7 @@ const NO_FSDEV: &str = "-fsdev: not supported; there is no virtio-9p; give a dis
 const NO_VIRTFS: &str = "-virtfs: not supported; there is no virtio-9p; give a disk with -drive if=virtio";
 const NO_IDE: &str = "-hda: not supported; there is no IDE; write -drive file=FILE,format=raw,if=virtio";
 
-/// What becomes of each.
+/// What becomes of each. Of those that run, virtme-ng's has a disk without format=, which is refused when it is opened unless it is qcow2.
 const FATES: &[(&str, Fate)] = &[
     ("kunit", Runs(&[], 1)),
     (
