@@ -128,6 +128,23 @@ impl Line {
     pub fn say(&mut self, line: &str) -> Result<(), Error> {
         Ok(self.stream.get_mut().write_all(format!("{line}\n").as_bytes())?)
     }
+
+    /// Has a guest whose job is `shell` do `command`, and returns the lines that it says meanwhile.
+    ///
+    /// # Errors
+    /// The guest fell silent or ended, or the command failed.
+    pub fn ask(&mut self, command: &str) -> Result<Vec<String>, Error> {
+        self.say(command)?;
+        let mut answer = Vec::new();
+        while let Some(line) = self.next()? {
+            match line.strip_prefix("status ") {
+                Some("0") => return Ok(answer),
+                Some(status) => return Err(format!("'{command}' ended with {status}: {answer:#?}").into()),
+                None => answer.push(line),
+            }
+        }
+        Err(format!("the guest ended at '{command}'; its last words:\n{}", tail(&self.said)).into())
+    }
 }
 
 /// A running guest that the test listens and talks to over the serial line.
@@ -190,25 +207,12 @@ impl Conversation {
         self.line.say(line)
     }
 
-    /// Has a guest whose job is `shell` do `command`, and returns the lines that it says meanwhile.
+    /// [`Line::ask`].
     ///
     /// # Errors
-    /// The guest fell silent or ended, or the command failed.
+    /// Those of it.
     pub fn ask(&mut self, command: &str) -> Result<Vec<String>, Error> {
-        self.say(command)?;
-        let mut answer = Vec::new();
-        while let Some(line) = self.next_line()? {
-            match line.strip_prefix("status ") {
-                Some("0") => return Ok(answer),
-                Some(status) => return Err(format!("'{command}' ended with {status}: {answer:#?}").into()),
-                None => answer.push(line),
-            }
-        }
-        Err(format!(
-            "the guest ended at '{command}'; its last words:\n{}",
-            tail(&self.line.said)
-        )
-        .into())
+        self.line.ask(command)
     }
 
     /// Listens until the guest ends.

@@ -5,6 +5,7 @@ pub mod driver;
 pub mod guest;
 pub mod network;
 pub mod process;
+pub mod program;
 pub mod qemu;
 pub mod qmp;
 pub mod report;

@@ -55,6 +55,17 @@ impl Process {
         }
     }
 
+    /// Bytes of memory that the process, its guest's among them, takes on the host.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn resident(&self) -> Result<u64, Error> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kib.ok_or("it has ended")? << 10)
+    }
+
     /// Listens until the guest ends, and returns the status of its process and all that it said.
     ///
     /// # Errors

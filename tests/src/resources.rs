@@ -23,6 +23,7 @@ const INIT: &str = include_str!("../../resources/init.sh");
 
 /// What such a guest does when `job=` names it: files of shell functions, `job_NAME` each.
 const JOBS: &[(&str, &str)] = &[
+    ("balloon", include_str!("../../resources/jobs/balloon.sh")),
     ("filesystem", include_str!("../../resources/jobs/filesystem.sh")),
     ("management", include_str!("../../resources/jobs/management.sh")),
     ("network", include_str!("../../resources/jobs/network.sh")),

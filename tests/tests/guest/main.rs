@@ -19,6 +19,7 @@ macro_rules! each_kernel {
     };
 }
 
+mod balloon;
 mod boot;
 mod command_lines;
 mod disk;

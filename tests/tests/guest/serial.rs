@@ -327,8 +327,10 @@ fn log_in(force_legacy: bool, words: &str) {
         .unwrap();
     hear(&mut person, "resized\n");
     // What a terminal is for: keys that mean something, and lines longer than one write.
-    person.write_all(b"cat > /dev/null\n").unwrap();
+    person.write_all(b"echo now; cat > /dev/null\n").unwrap();
+    hear(&mut person, "now\n");
     person.write_all(b"\x03").unwrap();
+    hear(&mut person, "# ");
     person
         .write_all(b"seq -s , 1 5000 | md5sum; seq -s , 1 5000\n")
         .unwrap();
