@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::interrupt::Interrupts;
+use super::interrupt::{Following, Interrupts};
 use super::virtq::{QueueState, Virtq};
 
 /// A backend failed: the host's part, in one line for the user. The guest sees its own device's
@@ -81,6 +81,12 @@ impl QueueInterrupt {
     /// CPU holds while it works.
     pub fn signal(&self) {
         self.interrupts.signal_queue(self.queue);
+    }
+
+    /// Keeps somebody who signals in our place, the kernel, told what to write to instead of calling
+    /// [`Self::signal`], as [`Interrupts::follow`] has it.
+    pub fn follow(&self, follow: impl Fn(Option<&EventFd>) + Send + 'static) -> Following {
+        self.interrupts.follow(self.queue, follow)
     }
 
     /// Tells the driver and the transport that this queue's ring is malformed: DEVICE_NEEDS_RESET

@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pci::intx::Intx;
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::virtq::NO_VECTOR;
 
@@ -23,6 +25,38 @@ pub const ISR_CONFIG: u8 = 2;
 pub trait MsixSender: Send + Sync {
     /// Sends the message of `vector`.
     fn send(&self, vector: u16);
+
+    /// What sends the message of `vector` when it is written to, if there is such a thing: for the
+    /// kernel, which signals in our place. It stays the same from the first time that there is one.
+    fn event(&self, _vector: u16) -> Option<&EventFd> {
+        None
+    }
+}
+
+/// Told what sends the message of a queue; `None` while nothing may send it but
+/// [`Interrupts::signal_queue`].
+type Follow = Box<dyn Fn(Option<&EventFd>) + Send>;
+
+/// Somebody who signals a queue without us.
+struct Follower {
+    id: u64,
+    queue: u16,
+    follow: Follow,
+    /// The descriptor that it was told last.
+    told: Option<RawFd>,
+}
+
+/// Keeps somebody [told](Interrupts::follow) until it is dropped.
+#[must_use = "nobody is told any more when it is dropped"]
+pub struct Following {
+    interrupts: Arc<Interrupts>,
+    id: u64,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.interrupts.followers().retain(|follower| follower.id != self.id);
+    }
 }
 
 /// The gate in front of one MSI-X vector.
@@ -56,6 +90,8 @@ pub struct Interrupts {
     gates: Vec<Gate>,
     sender: Arc<dyn MsixSender>,
     intx: Arc<Intx>,
+    /// Locked when something about vectors changes, never to send.
+    followers: Mutex<Vec<Follower>>,
 }
 
 impl Interrupts {
@@ -77,7 +113,61 @@ impl Interrupts {
             gates: (0..vectors).map(gate).collect(),
             sender,
             intx,
+            followers: Mutex::default(),
         })
+    }
+
+    /// Calls `follow` at once, and each time that the answer changes, with what sends the message
+    /// of `queue`: nothing while it has no vector or that is masked. Whoever signals then without
+    /// us does so by [`Self::signal_queue`].
+    ///
+    /// It is called by whoever changes vectors and may not do so itself.
+    pub fn follow(self: &Arc<Self>, queue: u16, follow: impl Fn(Option<&EventFd>) + Send + 'static) -> Following {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let id = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let mut followers = self.followers();
+        let event = self.event_of_queue(queue);
+        follow(event);
+        followers.push(Follower {
+            id,
+            queue,
+            follow: Box::new(follow),
+            told: event.map(AsRawFd::as_raw_fd),
+        });
+        drop(followers);
+        Following {
+            interrupts: Arc::clone(self),
+            id,
+        }
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Vec<Follower>> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who follow what has changed for them.
+    fn tell_followers(&self) {
+        for follower in self.followers().iter_mut() {
+            let event = self.event_of_queue(follower.queue);
+            let descriptor = event.map(AsRawFd::as_raw_fd);
+            if descriptor != follower.told {
+                (follower.follow)(event);
+                follower.told = descriptor;
+            }
+        }
+    }
+
+    /// What sends the message of a queue, if it may be sent.
+    fn event_of_queue(&self, queue: u16) -> Option<&EventFd> {
+        if !self.msix_enabled.load(Ordering::SeqCst) {
+            return None;
+        }
+        let vector = self.queue_vectors.get(usize::from(queue))?.load(Ordering::SeqCst);
+        let gate = self.gates.get(usize::from(vector))?;
+        if gate.masked.load(Ordering::SeqCst) {
+            return None;
+        }
+        self.sender.event(vector)
     }
 
     /// A queue has used entries that the driver wants to hear of.
@@ -161,6 +251,7 @@ impl Interrupts {
             return;
         };
         gate.masked.store(masked, Ordering::SeqCst);
+        self.tell_followers();
         if !masked && gate.pending.swap(false, Ordering::SeqCst) {
             self.sender.send(vector);
         }
@@ -175,7 +266,8 @@ impl Interrupts {
 
     /// MSI-X was switched on or off.
     pub fn set_msix_enabled(&self, enabled: bool) {
-        self.msix_enabled.store(enabled, Ordering::Release);
+        self.msix_enabled.store(enabled, Ordering::SeqCst);
+        self.tell_followers();
     }
 
     /// Sets the vector of the configuration interrupt.
@@ -186,8 +278,9 @@ impl Interrupts {
     /// Sets the vector of a queue.
     pub fn set_queue_vector(&self, queue: u16, vector: u16) {
         if let Some(slot) = self.queue_vectors.get(usize::from(queue)) {
-            slot.store(vector, Ordering::Release);
+            slot.store(vector, Ordering::SeqCst);
         }
+        self.tell_followers();
     }
 
     /// The driver set DRIVER_OK, or took it away.
@@ -258,7 +351,8 @@ impl Interrupts {
         self.config_vector.store(NO_VECTOR, Ordering::Release);
         self.queue_vectors
             .iter()
-            .for_each(|vector| vector.store(NO_VECTOR, Ordering::Release));
+            .for_each(|vector| vector.store(NO_VECTOR, Ordering::SeqCst));
+        self.tell_followers();
         self.gates
             .iter()
             .for_each(|gate| gate.pending.store(false, Ordering::SeqCst));
@@ -271,16 +365,26 @@ impl Interrupts {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::Mutex;
+    use std::sync::mpsc::channel;
 
     use super::*;
 
-    #[derive(Default)]
-    struct Sent(Mutex<Vec<u16>>);
+    /// Vectors 1 and up have an event.
+    struct Sent(Mutex<Vec<u16>>, EventFd);
+
+    impl Default for Sent {
+        fn default() -> Self {
+            Self(Mutex::default(), EventFd::new(0).unwrap())
+        }
+    }
 
     impl MsixSender for Sent {
         fn send(&self, vector: u16) {
             self.0.lock().unwrap().push(vector);
+        }
+
+        fn event(&self, vector: u16) -> Option<&EventFd> {
+            (vector > 0).then_some(&self.1)
         }
     }
 
@@ -392,5 +496,31 @@ mod tests {
             signaller.join().unwrap();
             assert_eq!(bench.sent(), [1]);
         }
+    }
+    #[test]
+    fn who_signals_without_us_is_told_of_every_change_and_of_nothing_else() {
+        let bench = Bench::with_msix();
+        let (sender, told) = channel();
+        let follow = move |event: Option<&EventFd>| sender.send(event.is_some()).unwrap();
+        let following = bench.interrupts.follow(0, follow);
+        let expect = |changes: &[bool]| assert_eq!(told.try_iter().collect::<Vec<_>>(), changes);
+        expect(&[true]);
+        bench.interrupts.set_masked(2, true);
+        bench.interrupts.set_masked(1, false);
+        bench.interrupts.set_queue_vector(1, 2);
+        expect(&[]);
+        bench.interrupts.set_masked(1, true);
+        bench.interrupts.set_masked(1, false);
+        expect(&[false, true]);
+        bench.interrupts.set_queue_vector(0, 0);
+        bench.interrupts.set_queue_vector(0, 1);
+        expect(&[false, true]);
+        bench.interrupts.set_msix_enabled(false);
+        bench.interrupts.set_msix_enabled(true);
+        bench.interrupts.reset();
+        expect(&[false, true, false]);
+        drop(following);
+        bench.interrupts.set_queue_vector(0, 1);
+        expect(&[]);
     }
 }

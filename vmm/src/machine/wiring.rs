@@ -256,4 +256,8 @@ impl MsixSender for Vectors {
             let _ = event.write(1);
         }
     }
+
+    fn event(&self, vector: u16) -> Option<&EventFd> {
+        self.fast.get(usize::from(vector)).and_then(OnceLock::get)
+    }
 }

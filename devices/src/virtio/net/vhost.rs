@@ -39,7 +39,7 @@ const QUEUES: usize = 2;
 
 /// The kernel's side of one queue pair.
 pub struct VhostPair {
-    kernel: Net<Arc<GuestMemory>>,
+    kernel: Arc<Net<Arc<GuestMemory>>>,
     tap: File,
     running: [Option<Served>; QUEUES],
     /// The cable is in.
@@ -58,7 +58,7 @@ impl VhostPair {
             return Err(io::Error::other("the kernel's vhost-net is too old"));
         }
         Ok(Self {
-            kernel,
+            kernel: Arc::new(kernel),
             tap,
             running: [None, None],
             connected: true,
@@ -74,7 +74,7 @@ impl VhostPair {
     fn hand_over(&self, queue: usize, served: &Served) -> vhost::Result<()> {
         self.kernel.set_features(served.negotiated().features & FEATURES)?;
         self.kernel.set_mem_table(&regions(served.memory()))?;
-        served.hand_over(&self.kernel, queue, served.next_avail())?;
+        served.hand_over(&*self.kernel, queue, served.next_avail())?;
         self.connect(queue)
     }
 }
@@ -82,8 +82,14 @@ impl VhostPair {
 impl DataPath for VhostPair {
     fn start(&mut self, start: QueueStart, thread: &IoThread) -> io::Result<()> {
         let queue = usize::from(start.index) % QUEUES;
-        let served = Served::new(start, thread)?;
+        let mut served = Served::new(start, thread)?;
         self.hand_over(queue, &served).map_err(reason)?;
+        let kernel = Arc::clone(&self.kernel);
+        served.follow_interrupts(move |call| {
+            if let Err(error) = kernel.set_vring_call(queue, call) {
+                tracing::error!("vhost-net: interrupts of queue {queue} are lost: {}", reason(error));
+            }
+        })?;
         served.kick();
         if let Some(running) = self.running.get_mut(queue) {
             *running = Some(served);

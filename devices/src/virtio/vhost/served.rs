@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::io_thread::{IoThread, Source, Worker, WorkerHandle};
 use crate::memory::GuestMemory;
 use crate::virtio::device::{Negotiated, QueueInterrupt, QueueStart};
+use crate::virtio::interrupt::Following;
 use crate::virtio::virtq::{QueueState, Virtq};
 
 /// A queue that we have given away, until [`Self::finish`]. It can be handed over any number of times: to one who
@@ -23,6 +24,8 @@ pub(crate) struct Served {
     call: EventFd,
     error: EventFd,
     negotiated: Negotiated,
+    interrupt: QueueInterrupt,
+    following: Option<Following>,
     signals: WorkerHandle<Signals>,
     broken: Arc<AtomicBool>,
 }
@@ -39,7 +42,7 @@ impl Served {
         let signals = thread.add(Signals {
             call: call.try_clone()?,
             error: error.try_clone()?,
-            interrupt: start.interrupt,
+            interrupt: start.interrupt.clone(),
             broken: Arc::clone(&broken),
         })?;
         Ok(Self {
@@ -48,6 +51,8 @@ impl Served {
             call,
             error,
             negotiated: start.negotiated,
+            interrupt: start.interrupt,
+            following: None,
             signals,
             broken,
         })
@@ -101,6 +106,18 @@ impl Served {
         backend.set_vring_kick(index, &self.kick)
     }
 
+    /// Has who serves it interrupt the driver itself: `set` tells it, now and at each change, what to signal by; what
+    /// comes to us while a vector is masked or there is none, else what sends the message.
+    ///
+    /// # Errors
+    /// The host gives no more descriptors.
+    pub(crate) fn follow_interrupts(&mut self, set: impl Fn(&EventFd) + Send + 'static) -> io::Result<()> {
+        let call = self.call.try_clone()?;
+        let follow = move |event: Option<&EventFd>| set(event.unwrap_or(&call));
+        self.following = Some(self.interrupt.follow(follow));
+        Ok(())
+    }
+
     /// Has it look at the ring: for a kick from before that somebody has heard already.
     pub(crate) fn kick(&self) {
         // It fails only when it is readable already.
@@ -110,6 +127,7 @@ impl Served {
     /// Takes the queue back from one who is done with it and took the available entries up to `next_avail`; `None`
     /// when nobody can say.
     pub(crate) fn finish(self, next_avail: Option<u16>) -> QueueState {
+        drop(self.following);
         // What was signalled last is passed on.
         drop(self.signals);
         let next_avail = next_avail.unwrap_or_else(|| self.ring.used_index());

@@ -21,18 +21,27 @@ use crate::virtio::options::Options;
 use crate::virtio::virtq::testing::{Buffer, DriverRing};
 use crate::virtio::virtq::{RingFeatures, Virtq};
 
-struct Recorder(Sender<u16>);
+/// Passes on which vectors are sent; what the kernel sends too, if it may.
+struct Recorder {
+    sent: Sender<u16>,
+    events: Vec<EventFd>,
+}
 
 impl MsixSender for Recorder {
     fn send(&self, vector: u16) {
-        let _ = self.0.send(vector);
+        let _ = self.sent.send(vector);
+    }
+
+    fn event(&self, vector: u16) -> Option<&EventFd> {
+        self.events.get(usize::from(vector))
     }
 }
 
-/// Interrupts of two queues, each with its number as its vector.
-fn interrupts() -> (Arc<Interrupts>, Receiver<u16>) {
-    let (sender, vectors) = channel();
-    let interrupts = Interrupts::new(QUEUES, QUEUES, Arc::new(Recorder(sender)), Arc::new(Intx::new()));
+/// Interrupts of two queues, each with its number as its vector; the kernel sends them by `events`.
+fn interrupts(events: Vec<EventFd>) -> (Arc<Interrupts>, Receiver<u16>) {
+    let (sent, vectors) = channel();
+    let recorder = Arc::new(Recorder { sent, events });
+    let interrupts = Interrupts::new(QUEUES, QUEUES, recorder, Arc::new(Intx::new()));
     interrupts.set_msix_enabled(true);
     interrupts.set_live(true);
     interrupts.set_modern(true);
@@ -76,8 +85,9 @@ struct Driver {
 }
 
 impl Driver {
-    /// `None`, with the reason printed, where the host cannot.
-    fn new() -> Option<Self> {
+    /// One that the kernel interrupts by `events`. `None`, with the reason printed, where the host
+    /// cannot.
+    fn new(events: Vec<EventFd>) -> Option<Self> {
         let there_is = own_network().and_then(|()| std::fs::metadata("/dev/vhost-net").map(drop));
         if let Err(error) = there_is {
             println!("skipped: a network of our own and /dev/vhost-net are needed: {error}");
@@ -91,7 +101,7 @@ impl Driver {
         let options = Options::parse("net", "tap=tap0,vhost=on", &[OPTIONS]).unwrap();
         let opened = backend::open(&options, &host).unwrap();
         opened.backend.set_header_len(HEADER).unwrap();
-        let (interrupts, vectors) = interrupts();
+        let (interrupts, vectors) = interrupts(events);
         Some(Self {
             opened,
             rings: [0x1_0000, 0x2_0000].map(|base| DriverRing::modern(Arc::clone(&memory), base, 16)),
@@ -168,7 +178,7 @@ impl Driver {
 
 #[test]
 fn the_kernel_carries_frames_both_ways_and_gives_the_queues_back() {
-    let Some(mut driver) = Driver::new() else { return };
+    let Some(mut driver) = Driver::new(Vec::new()) else { return };
     run("ip address add 10.9.8.1/24 dev tap0");
     run("ip link set tap0 up");
     run("ip neighbour add 10.9.8.2 lladdr 52:54:00:12:34:56 dev tap0 nud permanent");
@@ -205,6 +215,38 @@ fn the_kernel_carries_frames_both_ways_and_gives_the_queues_back() {
         assert_eq!(rx.next_used, driver.rings[0].used_index());
         assert!(!rx.broken && !tx.broken);
     }
+}
+
+#[test]
+fn the_kernel_interrupts_the_driver_itself_unless_the_vector_is_masked() {
+    let events = [(); QUEUES].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
+    let given = events.iter().map(|event| event.try_clone().unwrap()).collect();
+    let Some(mut driver) = Driver::new(given) else { return };
+    run("ip link set tap0 up");
+    driver.start([QueueState::default(); QUEUES]);
+    let wait = |done: &dyn Fn() -> bool| {
+        let waited = (0..20_000).any(|_| {
+            let done = done();
+            std::thread::sleep(Duration::from_millis(u64::from(!done)));
+            done
+        });
+        assert!(waited);
+    };
+    let mut frame = [0x55; HEADER + 60];
+    frame[..HEADER].fill(0);
+    driver.post(&frame);
+    wait(&|| events[1].read().is_ok());
+    driver.used(1);
+    assert!(driver.vectors.try_recv().is_err());
+    driver.interrupts.set_masked(1, true);
+    driver.post(&frame);
+    wait(&|| driver.interrupts.is_pending(1));
+    assert!(events[1].read().is_err());
+    driver.interrupts.set_masked(1, false);
+    assert_eq!(driver.vectors.recv_timeout(Duration::from_secs(20)), Ok(1));
+    driver.used(1);
+    driver.post(&frame);
+    wait(&|| events[1].read().is_ok());
 }
 
 #[test]
