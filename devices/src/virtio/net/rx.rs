@@ -1,6 +1,6 @@
 //! The receive queue of a pair: frames of the host into chains of the driver.
 //!
-//! Chains are taken ahead, as many as the largest frame seen so far needs, and the host reads the
+//! Chains are taken ahead, as many as the largest of the latest frames needed, and the host reads the
 //! next frame straight into them. What is left over goes to the next frame. A frame that is larger
 //! goes on in the spill, a buffer of our own, and is copied from there into further chains as soon
 //! as the driver has posted them.
@@ -23,6 +23,9 @@ use crate::virtio::virtq::{Chain, GuestFault, GuestIoVec, QueueState, Virtq};
 
 /// Bytes that a frame is expected to have until a larger one comes: 1514 and a VLAN tag.
 const USUAL_FRAME: usize = 1518;
+
+/// After so many frames without a large one, none is expected.
+const REMEMBERED: u32 = 64;
 
 /// Entries of a system call that guest buffers take at most; one more is for the spill, and the
 /// kernel takes 1024.
@@ -50,6 +53,38 @@ struct Landed {
     chains: usize,
 }
 
+/// How many bytes the next frame will need. To expect too few costs a copy, too many costs the host a
+/// look at chains that it does not fill.
+#[derive(Debug)]
+struct Expected {
+    bytes: usize,
+    least: usize,
+    /// Of the frames since the last time that less was expected.
+    largest: usize,
+    frames: u32,
+}
+
+impl Expected {
+    fn at_least(least: usize) -> Self {
+        Self {
+            bytes: least,
+            least,
+            largest: least,
+            frames: 0,
+        }
+    }
+
+    /// A frame needed `len` bytes.
+    fn learn(&mut self, len: usize) {
+        self.largest = self.largest.max(len);
+        self.bytes = self.bytes.max(len);
+        self.frames += 1;
+        if self.frames == REMEMBERED {
+            (self.bytes, self.largest, self.frames) = (self.largest, self.least, 0);
+        }
+    }
+}
+
 /// See the [module](self).
 pub(super) struct RxQueue {
     pub(super) index: u16,
@@ -61,8 +96,7 @@ pub(super) struct RxQueue {
     posted: VecDeque<Chain>,
     /// Bytes that they have room for.
     room: usize,
-    /// Bytes that the largest frame so far needed.
-    expected: usize,
+    expected: Expected,
     iovec: GuestIoVec,
     landed: Option<Landed>,
 }
@@ -77,7 +111,7 @@ impl RxQueue {
             header,
             posted: VecDeque::new(),
             room: 0,
-            expected: USUAL_FRAME + header.len(),
+            expected: Expected::at_least(USUAL_FRAME + header.len()),
             iovec: GuestIoVec::new(),
             landed: None,
         }
@@ -121,7 +155,7 @@ impl RxQueue {
         if let Some(landed) = self.landed {
             return self.deliver(landed, spill, report);
         }
-        self.post(self.expected, report);
+        self.post(self.expected.bytes, report);
         if self.posted.is_empty() {
             return Received::NoRoom;
         }
@@ -147,7 +181,7 @@ impl RxQueue {
         }
         let spilled = len.saturating_sub(self.iovec.bytes());
         let len = len + self.header.added();
-        self.expected = self.expected.max(len);
+        self.expected.learn(len);
         if !self.header.is_mergeable() && len > self.room {
             // It has no room in its one chain, which waits for the next (QEMU,
             // `virtio_net_receive_rcu`).
@@ -208,7 +242,7 @@ impl RxQueue {
                 break;
             }
             chains += 1;
-            if self.iovec.bytes() >= self.expected {
+            if self.iovec.bytes() >= self.expected.bytes {
                 break;
             }
         }
@@ -298,4 +332,23 @@ fn nothing(error: &io::Error) -> Received {
 /// The buffer behind the guest's: [`MAX_FRAME`] bytes.
 pub(super) fn new_spill() -> Box<[u8]> {
     vec![0; MAX_FRAME].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_frame_is_expected_again_but_not_for_ever() {
+        let mut expected = Expected::at_least(1530);
+        expected.learn(100);
+        assert_eq!(expected.bytes, 1530);
+        for _ in 0..REMEMBERED {
+            expected.learn(100);
+            expected.learn(65_000);
+            assert_eq!(expected.bytes, 65_000);
+        }
+        (0..2 * REMEMBERED).for_each(|_| expected.learn(100));
+        assert_eq!(expected.bytes, 1530);
+    }
 }
