@@ -1,5 +1,6 @@
 //! How long to look for work before going to sleep.
 
+use std::thread;
 use std::time::Duration;
 
 /// Adaptive polling: a thread whose sleeps turn out short had better not slept. The rule is QEMU's
@@ -27,6 +28,14 @@ impl PollPolicy {
         grow: 2,
         shrink: 0,
     };
+
+    /// What suits this host: where there is one CPU, nobody makes work while we look for it.
+    pub fn for_this_host() -> Self {
+        match thread::available_parallelism() {
+            Ok(cpus) if cpus.get() == 1 => Self::OFF,
+            _ => Self::DEFAULT,
+        }
+    }
 }
 
 impl Default for PollPolicy {

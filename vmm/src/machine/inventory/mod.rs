@@ -234,7 +234,7 @@ impl Inventory {
             let refused = ConfigError::refused("iothread", format_args!("duplicate id '{name}'"), "choose another");
             return Err(refused.into());
         }
-        let thread = IoThread::spawn(name, PollPolicy::default()).map_err(PlugError::IoThread)?;
+        let thread = IoThread::spawn(name, PollPolicy::for_this_host()).map_err(PlugError::IoThread)?;
         state.io_threads.push(thread);
         Ok(())
     }
@@ -358,7 +358,7 @@ impl State {
         if threads.is_empty() {
             let default = match self.default_thread.take() {
                 Some(thread) => thread,
-                None => IoThread::spawn(DEFAULT_IO_THREAD, PollPolicy::default()).map_err(PlugError::IoThread)?,
+                None => IoThread::spawn(DEFAULT_IO_THREAD, PollPolicy::for_this_host()).map_err(PlugError::IoThread)?,
             };
             threads.push(self.default_thread.insert(default).clone());
         }

@@ -219,7 +219,7 @@ fn query_iothreads(context: &Context<'_>, _: Nothing) -> Result<Vec<IoThreadInfo
     let info = threads.map(|thread| IoThreadInfo {
         id: thread.name().to_owned(),
         thread_id: thread_named(thread.name()),
-        poll_max_ns: devices::io_thread::PollPolicy::default().max.as_nanos() as u64,
+        poll_max_ns: devices::io_thread::PollPolicy::for_this_host().max.as_nanos() as u64,
         poll_grow: 0,
         poll_shrink: 0,
         aio_max_batch: 0,
