@@ -45,6 +45,8 @@ pub fn command_line(program: Program, files: &Files, memory: u32, append: &str) 
             add(&[&text(&files.qemu), "-L", &text(&files.firmware), "-M", "pc"]);
             add(&["-accel", "kvm", "-cpu", "host", "-nodefaults", "-no-user-config"]);
             add(&["-no-reboot", "-display", "none", "-monitor", "none"]);
+            // Its threads have names then.
+            add(&["-name", "bench,debug-threads=on"]);
             add(&[
                 "-serial", "stdio", "-m", &memory, "-kernel", &kernel, "-initrd", &initrd,
             ]);

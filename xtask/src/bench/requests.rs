@@ -67,7 +67,18 @@ impl Sample {
     /// Reads what [`fmt::Display`] wrote.
     pub fn parse(line: &str) -> Option<Self> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let ["sample", program, phase, figures @ .., exits, kicks, calls, advice] = words.as_slice() else {
+        let [
+            "sample",
+            program,
+            phase,
+            figures @ ..,
+            exits,
+            kicks,
+            calls,
+            advice,
+            time,
+        ] = words.as_slice()
+        else {
             return None;
         };
         let program = Program::ALL.into_iter().find(|known| known.to_string() == *program)?;
@@ -76,6 +87,7 @@ impl Sample {
             kicks: kicks.parse().ok()?,
             calls: calls.parse().ok()?,
             advice: advice.parse().ok()?,
+            time: time.parse().ok()?,
         };
         Self::new(program, phase, figures, counts)
     }
@@ -94,11 +106,12 @@ impl fmt::Display for Sample {
             kicks,
             calls,
             advice,
+            time,
         } = counts;
         let (program, phase) = (self.program, &self.phase);
         write!(
             formatter,
-            "sample {program} {phase} {requests} {nanoseconds} {interrupts} {exits} {kicks} {calls} {advice}"
+            "sample {program} {phase} {requests} {nanoseconds} {interrupts} {exits} {kicks} {calls} {advice} {time}"
         )
     }
 }
@@ -120,8 +133,9 @@ pub const TIME: Column = column("µs", |figures| figures.nanoseconds as f64 / 10
 pub const ADVICE: Column = column("advice", |figures| figures.counts.advice as f64);
 
 /// Those of every table.
-const COLUMNS: [Column; 5] = [
+const COLUMNS: [Column; 6] = [
     TIME,
+    column("own µs", |figures| figures.counts.time as f64 / 1000.0),
     column("exits", |figures| figures.counts.exits as f64),
     column("kicks", |figures| figures.counts.kicks as f64),
     column("irqs", |figures| figures.interrupts as f64),
@@ -228,6 +242,7 @@ mod tests {
         kicks: 20,
         calls: 10,
         advice: 0,
+        time: 1000,
     };
 
     #[test]
@@ -235,7 +250,7 @@ mod tests {
         let sample = Sample::new(Program::Qemu, "read-4k-1", &["10", "2000", "5"], COUNTS).unwrap();
         assert_eq!(Sample::parse(&sample.to_string()), Some(sample));
         assert_eq!(Sample::new(Program::Qemu, "x", &["0", "1", "1"], COUNTS), None);
-        assert_eq!(Sample::parse("sample other x 1 1 1 1 1 1 1"), None);
+        assert_eq!(Sample::parse("sample other x 1 1 1 1 1 1 1 1"), None);
     }
 
     #[test]
@@ -247,7 +262,7 @@ mod tests {
         }
         let text = table.to_string();
         assert!(
-            text.contains("innkeeper       2.00      0.50      3.00      2.00      0.50      1.00"),
+            text.contains("innkeeper       2.00      0.50      0.10      3.00      2.00      0.50      1.00"),
             "{text}"
         );
     }

@@ -24,7 +24,7 @@ use crate::cargo;
 use crate::way::{self, Way};
 
 /// For each round of both programs, on a busy host in the lab.
-const LIMIT_OF_A_RUN: Duration = Duration::from_secs(900);
+const LIMIT_OF_A_RUN: Duration = Duration::from_secs(1800);
 
 /// What a guest's card is plugged into.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -82,11 +82,12 @@ pub fn net(args: &NetArgs) -> Result<u8> {
     );
     let mut table = Table::new("a frame of");
     let status = match way {
-        Way::Host => on_host(&innkeeper, &resources, &guest, args, &mut table)?,
-        Way::Lab(_) => in_lab(&innkeeper, &resources, &guest, args, &mut table)?,
+        Way::Host => on_host(&innkeeper, &resources, &guest, args, &mut table),
+        Way::Lab(_) => in_lab(&innkeeper, &resources, &guest, args, &mut table),
     };
+    // What was measured before something failed is worth a look.
     println!("{table}");
-    Ok(status)
+    status
 }
 
 /// A guest whose init loads its card with the phases that its kernel was told of (`phases=A,B`), and says when that is done.

@@ -178,7 +178,9 @@ impl Driver {
 
 #[test]
 fn the_kernel_carries_frames_both_ways_and_gives_the_queues_back() {
-    let Some(mut driver) = Driver::new(Vec::new()) else { return };
+    let Some(mut driver) = Driver::new(Vec::new()) else {
+        return;
+    };
     run("ip address add 10.9.8.1/24 dev tap0");
     run("ip link set tap0 up");
     run("ip neighbour add 10.9.8.2 lladdr 52:54:00:12:34:56 dev tap0 nud permanent");
