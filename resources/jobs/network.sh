@@ -127,28 +127,22 @@ job_unbind_network() {
 	pings afterwards -c 3 -i 0.2 -W 5 192.0.2.1
 }
 
-# 200 MiB of which no part is like another, as far as one can tell cheaply.
-stream() { for n in $(seq 50); do echo $n; cat /pattern; done; }
-
-# Two guests on one wire: 192.0.2.1 (side=a) listens first, then 192.0.2.2 does.
+# Two guests on one wire, 192.0.2.1 and 192.0.2.2 (host= says who this is): each fetches 200 MiB from the other, both at once.
 job_copy() {
+	other=$((3 - host))
+	ip addr add 192.0.2.$host/24 dev eth0
+	mkdir /www
 	dd if=/dev/urandom of=/pattern bs=1M count=4 2>/dev/null
-	case $side in a) own=1 other=2;; *) own=2 other=1;; esac
-	ip addr add 192.0.2.$own/24 dev eth0
-	# A listener whose own input ends would end the connection.
-	mkfifo /silence
-	echo "sum of mine $(stream | md5sum)"
+	# No part is like another, as far as one can tell cheaply.
+	for n in $(seq 50); do echo $n; cat /pattern; done > /www/file
+	echo "sum of mine $(md5sum < /www/file)"
+	httpd -h /www
+	touch /www/ready
+	until wget -q -O /dev/null http://192.0.2.$other/ready; do sleep 1; done
 	while sleep 20; do echo "still copying"; done &
-	until ping -c 1 -W 1 192.0.2.$other > /dev/null 2>&1; do :; done
-	if [ $side = a ]; then
-		nc -l -p 9000 <> /silence | md5sum > /theirs
-		sleep 1
-		until stream | nc 192.0.2.$other 9000; do sleep 1; done
-	else
-		until stream | nc 192.0.2.$other 9000; do sleep 1; done
-		nc -l -p 9000 <> /silence | md5sum > /theirs
-	fi
-	echo "sum of theirs $(cat /theirs)"
-	# The other side may not have read everything yet.
-	sleep 5
+	echo "sum of theirs $(wget -q -O - http://192.0.2.$other/file | md5sum)"
+	touch /www/done
+	until wget -q -O /dev/null http://192.0.2.$other/done; do sleep 1; done
+	# For the other side to have seen ours.
+	sleep 10
 }

@@ -335,10 +335,10 @@ mod long {
         let wire = std::env::temp_dir().join("wire.sock");
         let wire = wire.display();
         for force_legacy in [false, true] {
-            let mut config = with_job("cloud", force_legacy, "copy");
+            let mut config = with_job("cloud", force_legacy, "copy").memory(768 * MIB);
             let mut theirs = config.clone();
-            theirs.command_line.push_str(" side=a");
-            config.command_line.push_str(" side=b");
+            theirs.command_line.push_str(" host=1");
+            config.command_line.push_str(" host=2");
             let netdev = format!("stream,id=n0,server=on,addr.type=unix,addr.path={wire}");
             let qemu = thread::spawn(move || {
                 qemu::run(
