@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +27,7 @@ use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
 use vm_memory::{FileOffset, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use vmm_sys_util::tempfile::TempFile;
 
 use crate::driver::wait_for;
 
@@ -88,7 +90,8 @@ impl Nature {
             protocol: VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIG
-                | VhostUserProtocolFeatures::BACKEND_REQ,
+                | VhostUserProtocolFeatures::BACKEND_REQ
+                | VhostUserProtocolFeatures::INFLIGHT_SHMFD,
             queues: 4,
             idle: false,
         }
@@ -161,6 +164,12 @@ impl Backend {
     /// The write cache as it was set last.
     pub fn write_cache(&self) -> Option<u8> {
         self.inner().write_cache
+    }
+
+    /// The number of the file for requests in flight that it was given last, and how many it has made.
+    pub fn inflight(&self) -> Option<(u64, u32)> {
+        let inner = self.inner();
+        Some((inner.inflight?, inner.made))
     }
 
     /// Gives the disk another size, and says so.
@@ -280,6 +289,10 @@ struct Inner {
     rings: BTreeMap<u32, Ring>,
     frames: VecDeque<Vec<u8>>,
     write_cache: Option<u8>,
+    /// The file for requests in flight that it was given last.
+    inflight: Option<u64>,
+    /// How many it has made.
+    made: u32,
     /// Where it may ask something of the device.
     requests: Option<UnixStream>,
 }
@@ -293,6 +306,8 @@ impl Inner {
             rings: BTreeMap::new(),
             frames: VecDeque::new(),
             write_cache: None,
+            inflight: None,
+            made: 0,
             requests: None,
         }
     }
@@ -558,7 +573,8 @@ impl VhostUserBackendReqHandlerMut for Inner {
         Ok(config.split_off(offset as usize))
     }
 
-    fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+    fn set_config(&mut self, offset: u32, bytes: &[u8], flags: VhostUserConfigFlags) -> Result<()> {
+        assert!(flags.is_empty(), "that is for migration");
         assert_eq!((offset, bytes.len()), (32, 1), "only the write cache can be set");
         self.write_cache = bytes.first().copied();
         Ok(())
@@ -572,12 +588,18 @@ impl VhostUserBackendReqHandlerMut for Inner {
         unasked()
     }
 
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        unasked()
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let file = TempFile::new().expect("a file").into_file();
+        self.made += 1;
+        Ok((
+            VhostUserInflight::new(0x1000, 0, asked.num_queues, asked.queue_size),
+            file,
+        ))
     }
 
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        unasked()
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, file: File) -> Result<()> {
+        self.inflight = Some(file.metadata().expect("a number").ino());
+        Ok(())
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {

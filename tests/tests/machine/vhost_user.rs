@@ -249,6 +249,21 @@ fn requests_that_a_dead_backend_left_are_answered_by_the_next() {
 }
 
 #[test]
+fn the_record_of_requests_in_flight_goes_from_backend_to_backend_until_a_reset() {
+    let nature = Nature::disk(64);
+    let (place, machine, backend) = disk(&nature, "queues=2");
+    let mut driver = Driver::of_first(&machine, Way::Modern);
+    let (first, made) = backend.inflight().unwrap();
+    assert_eq!(made, 1);
+    backend.die();
+    let next = place.next(nature);
+    wait_for("the queues", || (rings(&next) == [0, 1]).then_some(()));
+    assert_eq!(next.inflight(), Some((first, 0)));
+    driver.start();
+    assert_eq!(next.inflight().unwrap().1, 1, "a record of its own");
+}
+
+#[test]
 fn a_disk_that_grows_says_so() {
     let (_place, machine, backend) = disk(&Nature::disk(64), "");
     for (round, way) in Way::ALL.into_iter().enumerate() {

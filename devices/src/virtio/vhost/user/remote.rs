@@ -238,7 +238,11 @@ impl Remote {
 
     /// The driver starts from nothing: what was in flight is forgotten.
     pub(crate) fn reset(&self) {
-        self.shared.state().inflight = None;
+        let state = &mut *self.shared.state();
+        state.inflight = None;
+        if let Some(session) = &mut state.session {
+            session.forget_inflight();
+        }
     }
 
     /// Whether data is to be carried on a ring; the backend is told soon. Never waits.

@@ -27,6 +27,10 @@ use crate::virtio::vhost::{Served, reason};
 /// every backend takes at once, so there is no need for CONFIGURE_MEM_SLOTS.)
 const ALWAYS: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ.union(VhostUserProtocolFeatures::REPLY_ACK);
 
+/// What an access to the configuration is for: for the driver (VHOST_SET_CONFIG_TYPE_FRONTEND, 0). What the crate calls
+/// writable is 1, which is migration to others.
+const OF_DRIVER: VhostUserConfigFlags = VhostUserConfigFlags::empty();
+
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 /// A backend that has introduced itself.
@@ -182,7 +186,7 @@ impl Session {
         let Self { frontend, guard, .. } = self;
         let empty = vec![0; len as usize];
         guard.during(|| {
-            let read = frontend.get_config(0, len, VhostUserConfigFlags::WRITABLE, &empty);
+            let read = frontend.get_config(0, len, OF_DRIVER, &empty);
             read.map(|(_, bytes)| bytes).map_err(reason)
         })
     }
@@ -194,9 +198,14 @@ impl Session {
     pub(super) fn write_config(&mut self, offset: u32, bytes: &[u8]) -> io::Result<()> {
         let Self { frontend, guard, .. } = self;
         guard.during(|| {
-            let written = frontend.set_config(offset, VhostUserConfigFlags::WRITABLE, bytes);
+            let written = frontend.set_config(offset, OF_DRIVER, bytes);
             written.map_err(reason)
         })
+    }
+
+    /// It gets a new area for requests in flight before the next ring.
+    pub(super) fn forget_inflight(&mut self) {
+        self.has_inflight = false;
     }
 
     /// Gives it the area for requests in flight, a new one unless there is one in `inflight`.
