@@ -3,6 +3,7 @@
 mod check;
 mod daemon;
 mod exit;
+mod messages;
 mod ports;
 mod qemu;
 mod run;
@@ -193,6 +194,7 @@ fn parse_port(text: &str) -> Result<u16, String> {
 /// The whole program: reads the arguments of the process, does what they say, and answers with the documented exit status.
 pub fn main() -> ExitCode {
     terminal::restore_on_panic();
+    messages::show();
     let mut words = std::env::args_os();
     let program = words.next().unwrap_or_default();
     if qemu::is_called_by(&program.to_string_lossy()) {
