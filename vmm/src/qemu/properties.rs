@@ -150,7 +150,10 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
 /// so only with `mq=on`, where ours do unless told otherwise.
 fn default_queues(device: &str, options: &mut Pairs, cpus: u32) {
     let queues = options.get("queues");
-    if device.starts_with("virtio-blk") && queues.is_none() && cpus > 1 {
+    let is_disk = ["virtio-blk", "vhost-user-blk"]
+        .iter()
+        .any(|disk| device.starts_with(disk));
+    if is_disk && queues.is_none() && cpus > 1 {
         options.push("queues", cpus.to_string());
     } else if device.starts_with("virtio-net") && queues.is_some() && options.get("mq").is_none() {
         options.push("mq", "off");
