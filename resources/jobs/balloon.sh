@@ -10,7 +10,7 @@ empty() {
 }
 
 # Writes memory and frees it, without end.
-work() {
+churn() {
 	while :; do
 		dd if=/dev/zero of=/work bs=1M count=32 2>/dev/null
 		rm /work

@@ -153,3 +153,20 @@ pub fn initrd(folder: &Path, kernel_name: &str, extras: Extras) -> Result<PathBu
     }
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_do_not_take_functions_from_one_another() {
+        let lines = JOBS.iter().flat_map(|(_, functions)| functions.lines());
+        let mut names: Vec<&str> = lines
+            .filter(|line| !line.starts_with(['\t', ' ', '#']))
+            .filter_map(|line| Some(line.split_once("() {")?.0))
+            .collect();
+        names.sort_unstable();
+        let twice: Vec<_> = names.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+        assert!(names.contains(&"job_shell") && twice.is_empty(), "{twice:?} of {names:?}");
+    }
+}
