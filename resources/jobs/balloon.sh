@@ -1,12 +1,14 @@
 # What the guests of tests/tests/guest/balloon.rs do with their memory.
 
-# Fills so many MiB.
+# Fills so many MiB, which may be more than the half of the memory that the root file system may have.
 fill() {
-	dd if=/dev/zero of=/filling bs=1M count=$1 2>/dev/null
+	mkdir -p /filling
+	mount -t tmpfs -o size=100% tmpfs /filling &&
+		dd if=/dev/zero of=/filling/zeroes bs=1M count=$1 2>/dev/null
 }
 
 empty() {
-	rm /filling
+	umount /filling
 }
 
 # Writes memory and frees it, without end.

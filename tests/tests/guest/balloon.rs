@@ -113,7 +113,11 @@ fn to_half_and_back(program: Program, kernel: &str, force_legacy: bool, memory: 
     let mut guest = start(program, &config(kernel, force_legacy, memory, words, ""));
     assert_statistics_are_the_guests(&mut guest);
     let most = memory / MIB * 5 / 8;
-    guest.process.line.ask(&format!("fill {most}; empty; churn")).unwrap();
+    guest
+        .process
+        .line
+        .ask(&format!("fill {most} && empty && churn"))
+        .unwrap();
     let full = resident_at_work(&mut guest);
     balloon(&mut guest, memory / 2);
     let half = resident_at_work(&mut guest);
