@@ -34,12 +34,15 @@ fn image(name: &str) -> PathBuf {
 }
 
 /// Ours and QEMU's with one device of each row.
-fn both(kernel: &str, name: &str, force_legacy: bool, cpus: u32, variant: &str) -> (Report, Report) {
-    let config = guest::reporting_with(kernel, Extras::Tools { force_legacy }, "quiet")
+fn both(kernel: &str, words: &str, force_legacy: bool, cpus: u32, variant: &str) -> (Report, Report) {
+    let config = guest::reporting_with(kernel, Extras::Tools { force_legacy }, &format!("quiet {words}"))
         .unwrap()
         .memory(512 << 20)
-        .cpus(cpus);
-    let path = image(name);
+        .cpus(cpus)
+        .end_at_reset();
+    // A comma would end the name in an option.
+    let name = format!("{kernel}-{force_legacy}-{cpus}-{words}{variant}").replace([',', ' '], "-");
+    let path = image(&name);
     let path = path.display();
     let theirs = qemu::run(
         &config,
@@ -68,8 +71,8 @@ fn both(kernel: &str, name: &str, force_legacy: bool, cpus: u32, variant: &str) 
     (ours.report, theirs)
 }
 
-fn assert_as_under_qemu(kernel: &str, name: &str, force_legacy: bool, cpus: u32, variant: &str) {
-    let (ours, theirs) = both(kernel, name, force_legacy, cpus, variant);
+fn assert_as_under_qemu(kernel: &str, words: &str, force_legacy: bool, cpus: u32, variant: &str) {
+    let (ours, theirs) = both(kernel, words, force_legacy, cpus, variant);
     let drivers = ours
         .section("virtio")
         .iter()
@@ -91,27 +94,34 @@ fn assert_as_under_qemu(kernel: &str, name: &str, force_legacy: bool, cpus: u32,
 
 each_kernel! {
     stands_as_under_qemu(kernel) {
-        assert_as_under_qemu(kernel, &format!("{kernel}-modern"), false, 1, "");
+        assert_as_under_qemu(kernel, "", false, 1, "");
     }
-
 }
 
 #[cfg(feature = "long")]
 #[test]
 fn stands_as_under_qemu_to_legacy_drivers() {
     for kernel in ["cloud", "generic"] {
-        assert_as_under_qemu(kernel, &format!("{kernel}-legacy"), true, 4, "");
+        assert_as_under_qemu(kernel, "", true, 4, "");
     }
 }
 
 #[cfg(feature = "long")]
 #[test]
 fn stands_as_under_qemu_without_the_legacy_faces() {
-    assert_as_under_qemu("cloud", "no-legacy", false, 4, ",disable-legacy=on");
+    assert_as_under_qemu("cloud", "", false, 4, ",disable-legacy=on");
 }
 
 #[cfg(feature = "long")]
 #[test]
 fn stands_as_under_qemu_without_the_modern_faces() {
-    assert_as_under_qemu("cloud", "no-modern", false, 1, ",disable-modern=on");
+    assert_as_under_qemu("cloud", "", false, 1, ",disable-modern=on");
+}
+
+#[cfg(feature = "long")]
+#[test]
+fn stands_as_under_qemu_without_acpi() {
+    for force_legacy in [false, true] {
+        assert_as_under_qemu("generic", "acpi=off end=reboot", force_legacy, 4, "");
+    }
 }
