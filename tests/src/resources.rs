@@ -167,6 +167,9 @@ mod tests {
             .collect();
         names.sort_unstable();
         let twice: Vec<_> = names.windows(2).filter(|pair| pair[0] == pair[1]).collect();
-        assert!(names.contains(&"job_shell") && twice.is_empty(), "{twice:?} of {names:?}");
+        assert!(
+            names.contains(&"job_shell") && twice.is_empty(),
+            "{twice:?} of {names:?}"
+        );
     }
 }
