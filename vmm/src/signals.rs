@@ -34,6 +34,16 @@ impl Signals {
         Ok(Self { fd })
     }
 
+    /// The same signals; each is taken by one of those who wait.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            fd: self.fd.try_clone()?,
+        })
+    }
+
     /// Waits for a signal that ends the process and returns its number; `None` when `event` came first. Calls `resized` whenever the
     /// terminal has another size.
     pub fn wait_unless(&self, event: &EventFd, mut resized: impl FnMut()) -> Option<libc::c_int> {

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tests::resources::{self, Extras};
 
@@ -112,6 +113,34 @@ fn errors_are_one_line_with_status_2() {
         assert_eq!((code, errors.lines().count()), (Some(2), 1), "{errors}");
         assert!(errors.contains(expected), "{errors}");
     }
+}
+
+/// Starts a program that waits for somebody at `socket`, ends it by SIGTERM, and returns its exit status.
+fn ended_while_it_waits(command: &mut Command, socket: &Path) -> Option<i32> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    while !socket.exists() {
+        assert!(began.elapsed() < HANGS, "it does not wait at {}", socket.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // SAFETY: kill has no memory preconditions; the child is not reaped yet.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn sigterm_ends_a_start_that_waits_for_somebody() {
+    let folder = std::env::temp_dir();
+    let (backend, monitor, pid_file) = (folder.join("wait-vu"), folder.join("wait-qmp"), folder.join("wait-pid"));
+    let mut run = innkeeper("");
+    run.arg("--net").arg(format!("vhost-user=listen:{}", backend.display()));
+    assert_eq!(ended_while_it_waits(&mut run, &backend), Some(128 + libc::SIGTERM));
+    let mut qemu = Command::new(resources::program().unwrap());
+    qemu.args(["qemu", "--", "-accel", "qtest", "-display", "none", "-pidfile"])
+        .arg(&pid_file);
+    qemu.arg("-qmp").arg(format!("unix:{},server=on", monitor.display()));
+    assert_eq!(ended_while_it_waits(&mut qemu, &monitor), Some(128 + libc::SIGTERM));
+    assert!(!pid_file.exists());
 }
 
 /// A pseudo-terminal: the end that a person would sit at, and the end that a program runs on.

@@ -79,11 +79,16 @@ impl PidFile {
         // The process may leave the folder it is in.
         Ok(Self(fs::canonicalize(path)?))
     }
+
+    /// Removes it before its time.
+    pub fn remove(&self) {
+        // Whoever removed it before was right too.
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Whoever removed it before was right too.
-        let _ = fs::remove_file(&self.0);
+        self.remove();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::machine::Outcome;
+use crate::machine::{Outcome, StartError};
 
 /// The text under `--help`.
 pub const HELP: &str = "\
@@ -39,6 +39,21 @@ impl Failure {
             Self::Host(_) => HOST_FAILURE,
         })
     }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        if error.is_users() {
+            Self::Usage(error.to_string())
+        } else {
+            Self::Host(error.to_string())
+        }
+    }
+}
+
+/// The exit status of a process that signal `signal` ended.
+pub fn of_signal(signal: i32) -> u8 {
+    128u8.wrapping_add(signal as u8)
 }
 
 /// The exit status for a guest that ended so.

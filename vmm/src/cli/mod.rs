@@ -7,6 +7,7 @@ mod messages;
 mod ports;
 mod qemu;
 mod run;
+mod starting;
 mod terminal;
 
 use std::ffi::OsString;
@@ -87,8 +88,9 @@ struct RunArgs {
     /// A disk: path=FILE or null-co://, format=raw|qcow2 and more, or vhost-user=SOCKET, see 'innkeeper devices'; in the order of slots, several times
     #[arg(long, value_name = "OPTIONS")]
     disk: Vec<String>,
-    /// A network card and what it is plugged into: user, tap=NAME, socket=listen:ADDR|connect:ADDR|fd=N, dgram=ADDR,remote=ADDR, hub=N
-    /// or none, mac=, queues= and more, see 'innkeeper devices'; in the order of slots, several times
+    /// A network card and what it is plugged into: user, tap=NAME, tap-fd=N, socket=listen:ADDR|connect:ADDR|fd=N, dgram=ADDR,remote=ADDR,
+    /// hub=N, vhost-user=SOCKET or none; mac=, queues=, vhost=, capture=FILE and more, see 'innkeeper devices'; in the order of slots,
+    /// several times
     #[arg(long, value_name = "OPTIONS")]
     net: Vec<String>,
     /// A source of random numbers; see 'innkeeper devices' for its options
@@ -238,7 +240,7 @@ fn one_line(error: &clap::Error) -> String {
                 .or_else(|| line.strip_prefix("tip: "))
                 .unwrap_or(line)
         });
-    let line = sentences.collect::<Vec<_>>().join("; ");
+    let line = sentences.collect::<Vec<_>>().join("; ").replace(":; ", ": ");
     if line.is_empty() {
         Cli::command().render_usage().to_string()
     } else {

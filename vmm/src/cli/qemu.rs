@@ -1,7 +1,7 @@
 //! `innkeeper qemu`: a machine from a command line of QEMU to its end.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,9 +11,10 @@ use devices::virtio::options::Pairs;
 use super::daemon::{self, Fork, PidFile, Ready};
 use super::exit::Failure;
 use super::run::Consoles;
+use super::starting::Starting;
 use super::terminal::RawMode;
 use crate::machine::console::Console;
-use crate::machine::{Machine, Outcome, StartError};
+use crate::machine::{Machine, Outcome};
 use crate::qemu::board::{Accelerator, MachineType};
 use crate::qemu::invocation::{self, Invocation, Monitor, MonitorMode, Request};
 use crate::qmp::json::Style;
@@ -79,16 +80,27 @@ fn start(words: Vec<String>) -> Result<ExitCode, Failure> {
     let pid_file = invocation.pidfile.as_deref().map(|path| {
         PidFile::write(path).map_err(|error| Failure::Usage(format!("-pidfile {}: {error}", path.display())))
     });
-    let _pid_file = pid_file.transpose()?;
+    let pid_file = pid_file.transpose()?.map(Arc::new);
     // Before any thread exists, so that all of them leave these signals to this one.
     let signals = Signals::block().map_err(host("signals"))?;
+    let written = pid_file.clone();
+    let leave = move || written.iter().for_each(|pid_file| pid_file.remove());
+    let starting = Starting::watch(&signals, leave).map_err(host("signals"))?;
+    let started = move || {
+        drop(starting);
+        ready.map_or(Ok(()), Ready::detach)
+    };
     match (invocation.accelerator, invocation.machine) {
-        (Accelerator::Kvm, MachineType::Pc) => with_kvm(invocation, &signals, ready),
-        _ => without_cpus(invocation, &signals, ready),
+        (Accelerator::Kvm, MachineType::Pc) => with_kvm(invocation, &signals, started),
+        _ => without_cpus(invocation, &signals, started),
     }
 }
 
-fn with_kvm(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> Result<ExitCode, Failure> {
+fn with_kvm(
+    invocation: Invocation,
+    signals: &Signals,
+    started: impl FnOnce() -> io::Result<()>,
+) -> Result<ExitCode, Failure> {
     let about = about(&invocation);
     let monitors = monitors(&invocation.monitors)?;
     let serial = invocation.serial.as_ref();
@@ -101,7 +113,7 @@ fn with_kvm(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> 
     let console = console(serial)?;
     let mut config = invocation.config;
     config.serial_port = serial.is_some();
-    let machine = Machine::new(config, console).map_err(failure)?;
+    let machine = Machine::new(config, console)?;
     let consoles = Consoles::of(machine.inventory());
     consoles.announce();
     consoles.resize();
@@ -110,10 +122,8 @@ fn with_kvm(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> 
     let target: Arc<dyn Target> = Arc::new(managed);
     let server = Server::start(&monitors, &links, &target).map_err(|error| Failure::Usage(error.to_string()))?;
     let raw = on_terminal.then(|| RawMode::enter(!escapes)).flatten();
-    let guest = machine.start().map_err(failure)?;
-    if let Some(ready) = ready {
-        ready.detach().map_err(host("the background"))?;
-    }
+    let guest = machine.start()?;
+    started().map_err(host("the background"))?;
     let ended = guest.ended().map_err(host("event descriptor"))?;
     if signals.wait_unless(&ended, || consoles.resize()).is_some() {
         guest.stop();
@@ -130,7 +140,11 @@ fn with_kvm(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> 
 }
 
 /// A machine that a test drives, or none at all, for programs that ask what there is.
-fn without_cpus(invocation: Invocation, signals: &Signals, ready: Option<Ready>) -> Result<ExitCode, Failure> {
+fn without_cpus(
+    invocation: Invocation,
+    signals: &Signals,
+    started: impl FnOnce() -> io::Result<()>,
+) -> Result<ExitCode, Failure> {
     let usage = |error: qtest::ChannelError| Failure::Usage(error.to_string());
     let channel = invocation
         .qtest
@@ -150,7 +164,6 @@ fn without_cpus(invocation: Invocation, signals: &Signals, ready: Option<Ready>)
         channel,
         log,
     };
-    let started = || ready.map_or(Ok(()), Ready::detach);
     qtest::run(config, signals, started).map_err(|error| {
         if error.is_users() {
             Failure::Usage(error.to_string())
@@ -255,14 +268,6 @@ fn console(options: Option<&Pairs>) -> Result<Console, Failure> {
         eprintln!("innkeeper: serial port on {}", console.description());
     }
     Ok(console)
-}
-
-fn failure(error: StartError) -> Failure {
-    if error.is_users() {
-        Failure::Usage(error.to_string())
-    } else {
-        Failure::Host(error.to_string())
-    }
 }
 
 fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> Failure {

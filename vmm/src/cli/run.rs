@@ -6,12 +6,13 @@ use std::sync::Arc;
 use devices::virtio::console::{PortKind, SerialControl};
 
 use super::exit::{self, Failure};
+use super::starting::Starting;
 use super::terminal::{self, RawMode};
 use super::{RunArgs, SerialTarget, ports};
 use crate::config::{DeviceConfig, MachineConfig};
 use crate::machine::console::Console;
 use crate::machine::inventory::Inventory;
-use crate::machine::{Machine, Outcome, StartError, serial_buses};
+use crate::machine::{Machine, Outcome, serial_buses};
 use crate::qemu::backends::Backends;
 use crate::qmp::json::Style;
 use crate::qmp::link::Monitors;
@@ -38,13 +39,15 @@ pub fn run(mut args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     }
     // Before any thread exists, so that all of them leave these signals to this one.
     let signals = Signals::block().map_err(|error| Failure::Host(format!("signals: {error}")))?;
-    let machine = Machine::new(config, serial).map_err(failure)?;
+    let starting = Starting::watch(&signals, || ()).map_err(|error| Failure::Host(format!("signals: {error}")))?;
+    let machine = Machine::new(config, serial)?;
     let consoles = Consoles::of(machine.inventory());
     consoles.announce();
     consoles.resize();
     let monitors = serve_qmp(endpoints, about, &machine)?;
     let raw = on_terminal.then(|| RawMode::enter(false)).flatten();
-    let guest = machine.start().map_err(failure)?;
+    let guest = machine.start()?;
+    drop(starting);
 
     let ended = guest
         .ended()
@@ -62,7 +65,7 @@ pub fn run(mut args: Box<RunArgs>) -> Result<ExitCode, Failure> {
         eprintln!("{stats}");
     }
     match (signal, outcome) {
-        (Some(signal), Outcome::Quit) => Ok(ExitCode::from(128u8.wrapping_add(signal as u8))),
+        (Some(signal), Outcome::Quit) => Ok(ExitCode::from(exit::of_signal(signal))),
         (_, Outcome::Failed(reason)) => Err(Failure::Host(reason)),
         (_, outcome) => {
             if let Some(note) = note(&outcome) {
@@ -97,14 +100,6 @@ fn note(outcome: &Outcome) -> Option<&'static str> {
         Outcome::TripleFault => Some("the guest ended in a triple fault"),
         Outcome::Reset => Some("the guest reset itself, and --no-reboot says to end there"),
         _ => None,
-    }
-}
-
-fn failure(error: StartError) -> Failure {
-    if error.is_users() {
-        Failure::Usage(error.to_string())
-    } else {
-        Failure::Host(error.to_string())
     }
 }
 
