@@ -32,6 +32,7 @@ use rustix::fs::OFlags;
 pub use config::{ChardevConfig, OPTIONS, Role, SocketAddress};
 use ends::{End, Ends};
 pub use escape::{Escape, EscapeFilter};
+pub use pty::new_terminal;
 pub use ring::RingBuffer;
 use socket::{Listener, Target};
 

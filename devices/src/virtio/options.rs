@@ -488,7 +488,8 @@ fn read_flag(text: &str) -> Option<bool> {
     }
 }
 
-fn read_number(text: &str) -> Option<u64> {
+/// A number, decimal or with 0x.
+pub fn read_number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u64::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),

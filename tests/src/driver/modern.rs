@@ -24,7 +24,6 @@ pub mod common {
     /// Device status, 1 byte.
     pub const STATUS: u32 = 0x14;
     /// Changes with the configuration, 1 byte.
-    pub const CONFIG_GENERATION: u32 = 0x15;
     /// Which queue is selected, 2 bytes.
     pub const QUEUE_SELECT: u32 = 0x16;
     /// Its size, 2 bytes.

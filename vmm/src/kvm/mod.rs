@@ -15,12 +15,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion};
 
-use crate::memory::GuestMemory;
-
-/// Where KVM keeps its identity-mapped page table on Intel: one page that E820 reserves. As QEMU's pc machine.
-const IDENTITY_MAP: u64 = 0xfeff_c000;
-/// Where KVM keeps a task state segment on Intel: three pages that E820 reserves.
-const TSS: usize = 0xfeff_d000;
+use crate::memory::{GuestMemory, address};
 
 /// The capabilities without which no guest runs here, with the word that `innkeeper check` prints.
 pub const REQUIRED: &[(Cap, &str)] = &[
@@ -148,9 +143,9 @@ impl Vm {
     /// What KVM refused.
     pub fn new(kvm: &Kvm) -> Result<Self, KvmError> {
         let fd = kvm.create_vm().map_err(KvmError::at("create a virtual machine"))?;
-        fd.set_identity_map_address(IDENTITY_MAP)
+        fd.set_identity_map_address(address::KVM_IDENTITY_MAP)
             .map_err(KvmError::at("place its identity map"))?;
-        fd.set_tss_address(TSS)
+        fd.set_tss_address(address::KVM_TSS as usize)
             .map_err(KvmError::at("place its task state segment"))?;
         fd.create_irq_chip()
             .map_err(KvmError::at("create the interrupt controllers"))?;

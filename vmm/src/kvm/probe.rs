@@ -49,13 +49,6 @@ pub enum Ring0 {
     Broken,
 }
 
-impl Ring0 {
-    /// Can a stock kernel come up?
-    pub fn boots_kernels(self) -> bool {
-        matches!(self, Self::Hardware { .. })
-    }
-}
-
 /// What to tell the user.
 impl fmt::Display for Ring0 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

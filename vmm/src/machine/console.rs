@@ -8,9 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use devices::chardev;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 /// Where the bytes of a serial port go to and come from.
 pub struct Console {
@@ -262,16 +261,8 @@ impl Drop for ToClient {
     }
 }
 
-/// A pseudo-terminal that passes bytes as they are, until whoever opens it wants otherwise: else it would echo to the guest what the guest
-/// itself has said.
 fn open_pty() -> io::Result<(File, String)> {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-    grantpt(&master)?;
-    unlockpt(&master)?;
-    let name = ptsname(&master, Vec::new())?.to_string_lossy().into_owned();
-    let mut settings = tcgetattr(&master)?;
-    settings.make_raw();
-    tcsetattr(&master, OptionalActions::Now, &settings)?;
+    let (master, name) = chardev::new_terminal()?;
     fcntl_setfl(&master, fcntl_getfl(&master)? | OFlags::NONBLOCK)?;
     Ok((File::from(master), name))
 }

@@ -30,7 +30,7 @@ pub mod address {
     /// Registers of the local APIC.
     pub const LOCAL_APIC: u64 = 0xfee0_0000;
     /// Identity-mapped page table that KVM uses on Intel while a vCPU runs with paging off
-    /// (`KVM_SET_IDENTITY_MAP_ADDR`); one page.
+    /// (`KVM_SET_IDENTITY_MAP_ADDR`); one page. As QEMU's pc machine.
     pub const KVM_IDENTITY_MAP: u64 = 0xfeff_c000;
     /// Task state segment that KVM uses on Intel in real mode (`KVM_SET_TSS_ADDR`); three pages.
     pub const KVM_TSS: u64 = 0xfeff_d000;

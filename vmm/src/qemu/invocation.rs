@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use devices::virtio::info::CHILDREN;
-use devices::virtio::options::{ConfigError, Pairs};
+use devices::virtio::options::{ConfigError, Pairs, read_number};
 
 use super::args::{Arg, Group, Opt};
 use super::backends::Backends;
@@ -538,7 +538,7 @@ impl Builder {
                 ],
                 Some("driver"),
             ),
-            Opt::Echr => match super::keyval::number(value) {
+            Opt::Echr => match read_number(value) {
                 Some(1) => Ok(()),
                 _ => Err(ConfigError::refused(
                     format_args!("-echr {value}"),

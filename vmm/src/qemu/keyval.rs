@@ -1,6 +1,6 @@
 //! Values of options, `key=value,key=value` or JSON, and the reading of them key by key.
 
-use devices::virtio::options::{ConfigError, Pairs, nearest};
+use devices::virtio::options::{ConfigError, Pairs, nearest, read_number};
 use serde_json::Value;
 
 use crate::qmp::json;
@@ -157,7 +157,7 @@ impl Reader {
     /// It is none.
     pub fn number(&mut self, key: &str) -> Result<Option<u64>, ConfigError> {
         let Some(text) = self.text(key) else { return Ok(None) };
-        match number(&text) {
+        match read_number(&text) {
             Some(number) => Ok(Some(number)),
             None => Err(self.invalid(key, &text, "a number")),
         }
@@ -226,14 +226,6 @@ pub fn canonical(text: &str) -> &str {
         "on" | "yes" | "true" | "y" => "on",
         "off" | "no" | "false" | "n" => "off",
         other => other,
-    }
-}
-
-/// A number, decimal or with 0x.
-pub fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
     }
 }
 

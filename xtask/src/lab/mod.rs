@@ -81,14 +81,6 @@ pub enum Failure {
     Died(String),
 }
 
-impl Outcome {
-    /// Whether every job ended with status 0.
-    #[must_use]
-    pub fn is_success(&self) -> bool {
-        self.failure.is_none() && self.statuses.iter().all(|status| *status == Some(0))
-    }
-}
-
 impl Lab {
     /// A lab with the cured emulator when it has been built, else with Debian's own.
     ///

@@ -49,7 +49,7 @@ impl Inventory {
             let remedy = "give it on the command line";
             return Err(ConfigError::refused(&config.name, UnplugError::NoHotplug, remedy).into());
         }
-        let plugged = self.add(config, true)?;
+        let plugged = self.plug(config)?;
         if let (Some(slot), Some(hotplug)) = (plugged.slot(), self.hotplug()) {
             hotplug.plugged(slot.address.device());
         }

@@ -108,10 +108,6 @@ impl Inventory {
     /// # Errors
     /// [`PlugError`] says in one line what is wrong and what to do.
     pub fn plug(&self, config: &DeviceConfig) -> Result<Arc<Plugged>, PlugError> {
-        self.add(config, false)
-    }
-
-    fn add(&self, config: &DeviceConfig, hotplugged: bool) -> Result<Arc<Plugged>, PlugError> {
         let pairs = &config.options;
         let mut state = self.state();
         let (options, place, detach) = match child_info(&config.name) {
@@ -124,7 +120,6 @@ impl Inventory {
             id,
             config: config.clone(),
             options,
-            hotplugged,
             place,
         });
         if let Some(detach) = detach {

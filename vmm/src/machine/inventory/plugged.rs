@@ -31,7 +31,6 @@ pub struct Plugged {
     pub(super) path: String,
     pub(super) config: DeviceConfig,
     pub(super) options: Options,
-    pub(super) hotplugged: bool,
     pub(super) place: Place,
 }
 
@@ -95,11 +94,6 @@ impl Plugged {
             Place::Slot(slot) => slot.info.name,
             Place::Child { info, .. } => info.name,
         }
-    }
-
-    /// Whether it was plugged in while the guest ran.
-    pub fn is_hotplugged(&self) -> bool {
-        self.hotplugged
     }
 
     /// Where it is.
