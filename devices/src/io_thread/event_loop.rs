@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps};
@@ -21,10 +21,17 @@ type Action = Box<dyn FnOnce(&mut EventLoop) + Send>;
 
 /// Where others leave actions for the thread.
 pub(super) struct Mailbox {
-    actions: Mutex<Vec<Action>>,
+    actions: Mutex<Actions>,
     /// There are actions; spares a polling thread the lock.
     pending: AtomicBool,
     wake: EventFd,
+}
+
+#[derive(Default)]
+struct Actions {
+    waiting: Vec<Action>,
+    /// The thread is gone and takes no more.
+    closed: bool,
 }
 
 impl Mailbox {
@@ -36,13 +43,31 @@ impl Mailbox {
         })
     }
 
-    /// Leaves an action and wakes the thread.
+    /// Leaves an action and wakes the thread. It is dropped if the thread is gone, so that nobody waits for it.
     pub(super) fn post(&self, action: Action) {
-        self.actions.lock().unwrap_or_else(PoisonError::into_inner).push(action);
+        let mut actions = self.actions();
+        if actions.closed {
+            return;
+        }
+        actions.waiting.push(action);
+        drop(actions);
         self.pending.store(true, Ordering::Release);
         // It only fails when the counter is at its end, and then the thread has every reason to be
         // awake.
         let _ = self.wake.write(1);
+    }
+
+    fn actions(&self) -> MutexGuard<'_, Actions> {
+        self.actions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody looks into it any more.
+    fn close(&self) {
+        let mut actions = self.actions();
+        actions.closed = true;
+        let left = std::mem::take(&mut actions.waiting);
+        drop(actions);
+        drop(left);
     }
 
     fn has_mail(&self) -> bool {
@@ -53,7 +78,16 @@ impl Mailbox {
         if !self.pending.swap(false, Ordering::AcqRel) {
             return Vec::new();
         }
-        std::mem::take(&mut *self.actions.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.actions().waiting)
+    }
+}
+
+/// Closes a mailbox when its thread ends, however it does.
+struct Closing(Arc<Mailbox>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -116,8 +150,9 @@ impl Slot {
         let result = catch_unwind(AssertUnwindSafe(|| call(self.worker.as_mut())));
         result.unwrap_or_else(|_| {
             self.failed = true;
-            tracing::error!("a worker panicked; its queues stand still until the driver resets them");
             let _ = catch_unwind(AssertUnwindSafe(|| self.worker.panicked()));
+            let tell = || tracing::error!("a worker panicked; its queues stand still until the driver resets them");
+            let _ = catch_unwind(tell);
             otherwise
         })
     }
@@ -206,12 +241,14 @@ impl EventLoop {
 
     /// Runs until [`Self::end`].
     pub(super) fn run(mut self) {
+        let _closing = Closing(Arc::clone(&self.mailbox));
         let mut busy_rounds = 0;
         while !self.run_actions() {
             let began = self.pacer.is_on().then(Instant::now);
             if self.look_for_work(began) || self.prepare_sleep() {
                 busy_rounds += 1;
                 if busy_rounds % ROUNDS_BETWEEN_LOOKS == 0 {
+                    self.follow_all();
                     self.wait(0);
                 }
                 continue;

@@ -181,6 +181,15 @@ fn a_panic_is_contained_and_reported() {
 }
 
 #[test]
+fn nobody_waits_for_a_thread_that_is_gone() {
+    let thread = IoThread::spawn("test", PollPolicy::default()).unwrap();
+    let probed = probe(&thread, false);
+    thread.call(|_| -> () { panic!("the thread goes") });
+    assert_eq!(probed.handle.stop().err(), Some(WorkerFailed));
+    assert_eq!(thread.call(|_| ()), None);
+}
+
+#[test]
 fn a_dropped_handle_stops_the_worker() {
     let thread = IoThread::spawn("test", PollPolicy::default()).unwrap();
     let Probed { handle, calls, .. } = probe(&thread, false);

@@ -1,7 +1,7 @@
 //! What devices and the machine have to say while a guest runs: a line each on standard error.
 
-use std::fmt::{self, Write};
-use std::io::{self, IsTerminal};
+use std::fmt::{self, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -11,7 +11,10 @@ use tracing::{Event, Level, Metadata, Subscriber};
 pub(super) fn show() {
     // A terminal may be in raw mode, where a line does not end by itself.
     let end = if io::stderr().is_terminal() { "\r\n" } else { "\n" };
-    let messages = Messages(move |line: &str| eprint!("innkeeper: {line}{end}"));
+    let messages = Messages(move |line: &str| {
+        // In one piece, and for a reader that may have gone: then there is nobody to tell, and the guest goes on.
+        let _ = io::stderr().write_all(format!("innkeeper: {line}{end}").as_bytes());
+    });
     // Whoever uses the library may have set up something else.
     let _ = tracing::subscriber::set_global_default(messages);
 }
