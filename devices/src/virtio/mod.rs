@@ -10,7 +10,7 @@ pub mod interrupt;
 mod listeners;
 pub mod net;
 pub mod options;
-mod report;
+pub mod report;
 pub mod rng;
 pub mod transport;
 mod vhost;

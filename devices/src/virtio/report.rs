@@ -13,7 +13,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Lets through a few lines at a time and counts the others.
 #[derive(Debug, Default)]
-pub(super) struct Reporter(Mutex<State>);
+pub struct Reporter(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -24,7 +24,7 @@ struct State {
 
 impl Reporter {
     /// Prints `line`, unless there were too many lately.
-    pub(super) fn warn(&self, line: fmt::Arguments<'_>) {
+    pub fn warn(&self, line: fmt::Arguments<'_>) {
         match self.admit(Instant::now()) {
             Some(0) => tracing::warn!("{line}"),
             Some(suppressed) => tracing::warn!("{line} ({suppressed} more since the last line)"),

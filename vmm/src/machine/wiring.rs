@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use devices::virtio::interrupt::MsixSender;
+use devices::virtio::report::Reporter;
 use devices::virtio::transport::Doorbell;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use pci::capability::msix::MAX_VECTORS;
 use pci::{Address, Bus, Change, Region, Space};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -37,6 +39,8 @@ pub struct KvmWiring {
     routes: Arc<MsiRoutes>,
     functions: Mutex<BTreeMap<Address, Tied>>,
     messages: Arc<AtomicU64>,
+    /// A guest can bring about as many failures as it likes.
+    reporter: Arc<Reporter>,
 }
 
 /// A function and what of it is tied.
@@ -67,6 +71,7 @@ impl KvmWiring {
             routes,
             functions: Mutex::default(),
             messages: Arc::default(),
+            reporter: Arc::default(),
         })
     }
 
@@ -90,7 +95,10 @@ impl KvmWiring {
                     tied.bound.insert(index, Bound { bar, space, address });
                 }
                 // The kick then takes the slow way, through the CPU's thread, and works all the same.
-                Err(error) => tracing::warn!("ioeventfd for queue {} at {address:#x}: {error}", doorbell.queue),
+                Err(error) => self.reporter.warn(format_args!(
+                    "ioeventfd for queue {} at {address:#x}: {error}",
+                    doorbell.queue
+                )),
             }
         }
     }
@@ -108,10 +116,10 @@ impl KvmWiring {
         for (index, Bound { space, address, .. }) in bound {
             let Some(doorbell) = doorbells.get(index) else { continue };
             if let Err(error) = self.set(doorbell, space, address, false) {
-                tracing::warn!(
+                self.reporter.warn(format_args!(
                     "ioeventfd for queue {} at {address:#x} cannot be removed: {error}",
                     doorbell.queue
-                );
+                ));
             }
         }
     }
@@ -137,8 +145,9 @@ impl Wiring for KvmWiring {
             vm: Arc::clone(&self.vm),
             routes: Arc::clone(&self.routes),
             lines: Mutex::default(),
-            fast: (0..MAX_VECTORS).map(|_| OnceLock::new()).collect(),
+            events: Events::default(),
             messages: Arc::clone(&self.messages),
+            reporter: Arc::clone(&self.reporter),
         });
         let tied = Tied {
             doorbells: Vec::new(),
@@ -182,16 +191,42 @@ impl Wiring for KvmWiring {
     }
 }
 
-/// Vectors that a function can have at most (PCI Local Bus 3.0, section 6.8.2: an 11-bit field). A queue and a vector each, virtio has fewer.
-const MAX_VECTORS: usize = 256;
+/// Vectors of a function whose events are made room for at once: few functions have more.
+const BLOCK: usize = 16;
+
+/// The events of a function's vectors, found without a lock. There is room for those that are used.
+struct Events([OnceLock<Box<[OnceLock<EventFd>; BLOCK]>>; MAX_VECTORS as usize / BLOCK]);
+
+impl Default for Events {
+    fn default() -> Self {
+        Self([const { OnceLock::new() }; MAX_VECTORS as usize / BLOCK])
+    }
+}
+
+impl Events {
+    fn get(&self, vector: u16) -> Option<&EventFd> {
+        let vector = usize::from(vector);
+        self.0.get(vector / BLOCK)?.get()?.get(vector % BLOCK)?.get()
+    }
+
+    /// Where the event of a vector is put; `None` for a vector that no function has.
+    fn slot(&self, vector: u16) -> Option<&OnceLock<EventFd>> {
+        let vector = usize::from(vector);
+        let block = self.0.get(vector / BLOCK)?;
+        block
+            .get_or_init(|| Box::new([const { OnceLock::new() }; BLOCK]))
+            .get(vector % BLOCK)
+    }
+}
 
 /// The messages of one function. A vector gets its GSI and its event when its message is first set.
 pub struct Vectors {
     vm: Arc<VmFd>,
     routes: Arc<MsiRoutes>,
     lines: Mutex<BTreeMap<u16, Gsi>>,
-    fast: Vec<OnceLock<EventFd>>,
+    events: Events,
     messages: Arc<AtomicU64>,
+    reporter: Arc<Reporter>,
 }
 
 impl Vectors {
@@ -204,7 +239,9 @@ impl Vectors {
                 data: state.data,
             };
             if let Err(error) = self.route(vector, message) {
-                tracing::warn!("{address}: MSI-X vector {vector} cannot be routed: {error}");
+                self.reporter.warn(format_args!(
+                    "{address}: MSI-X vector {vector} cannot be routed: {error}"
+                ));
             }
         }
     }
@@ -214,7 +251,7 @@ impl Vectors {
         if let Some(gsi) = lines.get(&vector) {
             return self.routes.set(*gsi, Some(message));
         }
-        let Some(slot) = self.fast.get(usize::from(vector)) else {
+        let Some(slot) = self.events.slot(vector) else {
             return Err(RouteError::Full);
         };
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(RouteError::Event)?;
@@ -237,7 +274,7 @@ impl Vectors {
     fn release(&self) {
         let lines = std::mem::take(&mut *self.lines.lock().unwrap_or_else(PoisonError::into_inner));
         for (vector, gsi) in &lines {
-            let event = self.fast.get(usize::from(*vector)).and_then(OnceLock::get);
+            let event = self.events.get(*vector);
             if let Some(Err(error)) = event.map(|event| self.vm.unregister_irqfd(event, *gsi)) {
                 tracing::warn!("irqfd of GSI {gsi} cannot be removed: {error}");
             }
@@ -250,7 +287,7 @@ impl Vectors {
 
 impl MsixSender for Vectors {
     fn send(&self, vector: u16) {
-        if let Some(event) = self.fast.get(usize::from(vector)).and_then(OnceLock::get) {
+        if let Some(event) = self.events.get(vector) {
             self.messages.fetch_add(1, Ordering::Relaxed);
             // The counter cannot be full: KVM takes it at once.
             let _ = event.write(1);
@@ -258,6 +295,24 @@ impl MsixSender for Vectors {
     }
 
     fn event(&self, vector: u16) -> Option<&EventFd> {
-        self.fast.get(usize::from(vector)).and_then(OnceLock::get)
+        self.events.get(vector)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_vector_that_a_function_can_have_has_room_for_its_event() {
+        let events = Events::default();
+        for vector in [0, 15, 16, 255, 256, MAX_VECTORS - 1] {
+            assert!(events.get(vector).is_none());
+            events.slot(vector).unwrap().set(EventFd::new(0).unwrap()).unwrap();
+            assert!(events.get(vector).is_some());
+        }
+        assert!(events.get(1).is_none());
+        assert!(events.slot(MAX_VECTORS).is_none() && events.get(MAX_VECTORS).is_none());
     }
 }
