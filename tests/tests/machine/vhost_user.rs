@@ -222,6 +222,16 @@ fn a_disk_reads_and_writes_each_way() {
 }
 
 #[test]
+fn only_who_may_switches_the_write_cache() {
+    let (_place, machine, backend) = disk(&Nature::disk(64), "config-wce=off");
+    let driver = &mut Driver::of_first(&machine, Way::Modern);
+    let shown = driver.transport.config(32, 1);
+    driver.transport.set_config(32, 1, shown ^ 1);
+    assert_eq!((driver.transport.config(32, 1), backend.write_cache()), (shown, None));
+    assert_eq!(read(driver, 1, 512), [1; 512]);
+}
+
+#[test]
 fn requests_that_a_dead_backend_left_are_answered_by_the_next() {
     let nature = Nature::disk(64);
     for way in Way::ALL {

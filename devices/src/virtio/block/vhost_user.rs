@@ -13,7 +13,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use super::config::{CONFIG_BYTES, QUEUES_OFFSET, WRITEBACK_OFFSET};
 use super::options::{queue_size_of, queues_of};
 use crate::io_thread::IoThreads;
-use crate::virtio::device::{ConfigInterrupt, Device, HostError, QueueStart};
+use crate::virtio::device::{ConfigInterrupt, Device, HostError, Negotiated, QueueStart};
 use crate::virtio::id::DeviceId;
 use crate::virtio::info::{Built, DefaultVectors, DeviceInfo, Host, class};
 use crate::virtio::options::{BOOT_INDEX, ConfigError, IO_THREAD, OptionKind, OptionSpec, Options};
@@ -114,6 +114,8 @@ struct VhostUserBlock {
     queue_size: u16,
     features: u64,
     shown: Arc<Shown>,
+    /// The driver may switch the write cache.
+    switches_cache: bool,
 }
 
 /// The configuration as the driver sees it.
@@ -183,6 +185,7 @@ impl VhostUserBlock {
             queue_size,
             features: word(features),
             shown,
+            switches_cache: false,
         })
     }
 }
@@ -213,7 +216,9 @@ impl Device for VhostUserBlock {
         let written = WRITEBACK_OFFSET
             .checked_sub(offset as usize)
             .and_then(|index| data.get(index));
-        let Some(&written) = written else { return };
+        let Some(&written) = written.filter(|written| self.switches_cache && **written <= 1) else {
+            return;
+        };
         let mut shown = self.shown.bytes();
         let changed = shown
             .get_mut(WRITEBACK_OFFSET)
@@ -222,6 +227,10 @@ impl Device for VhostUserBlock {
         if changed {
             self.remote.write_config(WRITEBACK_OFFSET as u32, &[written]);
         }
+    }
+
+    fn activate(&mut self, negotiated: Negotiated) {
+        self.switches_cache = negotiated.has(VIRTIO_BLK_F_CONFIG_WCE);
     }
 
     fn connect(&mut self, interrupt: ConfigInterrupt) {

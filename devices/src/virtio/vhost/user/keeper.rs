@@ -122,13 +122,13 @@ impl Keeper {
         let config = self.config_of(&mut session)?;
         let state = &mut *shared.state();
         state.session = Some(session);
-        let changed = take_config(state, config);
+        // Before anything else can fail: the next backend may have the same, and then it is not told.
+        if let Some(config) = take_config(state, config) {
+            (shared.listener)(Event::Config(config));
+        }
         if let Err(error) = shared.start_rings(state) {
             state.session = None;
             return Err(error);
-        }
-        if let Some(config) = changed {
-            (shared.listener)(Event::Config(config));
         }
         (shared.listener)(Event::Connected(true));
         Ok(features)
@@ -218,7 +218,12 @@ impl Keeper {
             }
             Err(error) => {
                 // Nobody is there yet: that was said when it went.
-                if !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) {
+                let nobody = [
+                    io::ErrorKind::ConnectionRefused,
+                    io::ErrorKind::NotFound,
+                    io::ErrorKind::WouldBlock,
+                ];
+                if !nobody.contains(&error.kind()) {
                     self.refuse(&error);
                 }
                 self.wait(&[], Some(PAUSE));

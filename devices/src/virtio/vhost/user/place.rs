@@ -9,6 +9,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
 use crate::virtio::options::{ConfigError, OptionKind, OptionSpec, Options};
 
 /// What the user says of the backend of a device.
@@ -104,12 +106,17 @@ impl Meeting {
         }
     }
 
-    /// Goes to the backend.
+    /// Goes to the backend, and does not wait in a queue of others that it leaves standing.
     ///
     /// # Errors
     /// It is not there.
     pub(super) fn connect(&self) -> io::Result<UnixStream> {
-        UnixStream::connect(&self.place.path)
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        net::connect(&socket, &SocketAddrUnix::new(&self.place.path)?)?;
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false)?;
+        Ok(stream)
     }
 }
 
