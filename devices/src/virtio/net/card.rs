@@ -283,6 +283,9 @@ impl Card {
         let both = PLUGGED | CARRIER;
         if (before == both) != (after == both) {
             self.signal();
+        }
+        // Backends have a look at either alone.
+        if before != after {
             self.nudge();
         }
     }

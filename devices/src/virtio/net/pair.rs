@@ -113,7 +113,6 @@ impl Pair {
         if index.is_multiple_of(2) {
             self.rx.take().map(RxQueue::into_state)
         } else {
-            self.wanted.send = false;
             self.tx.take().map(TxQueue::into_state)
         }
     }

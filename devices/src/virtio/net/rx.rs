@@ -231,14 +231,13 @@ impl RxQueue {
         let mut chains = 0;
         for chain in &self.posted {
             let mut writer = chain.writer();
+            let before = self.iovec.entries();
             let added = if chains == 0 { self.header.added() } else { 0 };
             let gathered = writer
                 .skip(added)
                 .and_then(|()| writer.gather(writer.remaining(), &mut self.iovec));
             if gathered.is_err() || self.iovec.entries() > MAX_ENTRIES {
-                if chains == 0 {
-                    self.iovec.clear();
-                }
+                self.iovec.truncate(before);
                 break;
             }
             chains += 1;

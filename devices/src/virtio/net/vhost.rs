@@ -74,8 +74,7 @@ impl VhostPair {
     fn hand_over(&self, queue: usize, served: &Served) -> vhost::Result<()> {
         self.kernel.set_features(served.negotiated().features & FEATURES)?;
         self.kernel.set_mem_table(&regions(served.memory()))?;
-        served.hand_over(&*self.kernel, queue, served.next_avail())?;
-        self.connect(queue)
+        served.hand_over(&*self.kernel, queue, served.next_avail())
     }
 }
 
@@ -90,6 +89,8 @@ impl DataPath for VhostPair {
                 tracing::error!("vhost-net: interrupts of queue {queue} are lost: {}", reason(error));
             }
         })?;
+        // Last: what the kernel serves is in `running`, and so is stopped some day.
+        self.connect(queue).map_err(reason)?;
         served.kick();
         if let Some(running) = self.running.get_mut(queue) {
             *running = Some(served);

@@ -59,6 +59,12 @@ impl GuestIoVec {
         self.memories.drain(..self.memories.len().saturating_sub(1));
     }
 
+    /// Takes all entries but the first `entries` off the end.
+    pub fn truncate(&mut self, entries: usize) {
+        let gone = self.entries.drain(entries.min(self.entries.len())..);
+        self.bytes -= gone.map(|entry| entry.len()).sum::<usize>();
+    }
+
     /// Takes `len` bytes off the front, after a transfer that was cut short.
     pub fn advance(&mut self, len: usize) {
         let mut left = len.min(self.bytes);
