@@ -2,10 +2,12 @@
 //! everything is put where it is measured.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use xtask::error::During;
 use xtask::initramfs::{Initramfs, LOAD_MODULES};
 use xtask::kernel::Flavour;
 use xtask::lab::{self, Lab, ensure_cured, scratch};
@@ -20,19 +22,21 @@ use crate::cargo;
 use crate::way::{self, Way};
 
 /// A load.
-pub struct Load {
+pub struct Load<'a> {
     /// Its program, one of this crate's.
     pub program: &'static str,
     /// The guest's drivers.
     pub modules: &'static [&'static str],
     /// Shell words by which the guest's init starts the program.
-    pub start: &'static str,
+    pub start: &'a str,
     /// The hidden benchmark that measures.
     pub measure: &'static str,
     /// For each round of both programs, on a busy host in the lab.
     pub limit: Duration,
     /// The lab's memory, in MiB.
     pub lab_memory: u32,
+    /// Bytes of the image of the guest's disk, if it has one.
+    pub image: Option<u64>,
 }
 
 /// How and how often it is measured.
@@ -58,25 +62,42 @@ pub struct MeasureArgs {
     /// How often each figure is taken.
     #[arg(long)]
     pub runs: u32,
+    /// The image of the guest's disk: raw.
+    #[arg(long)]
+    pub image: Option<PathBuf>,
 }
 
-impl Load {
-    /// Measures, fills `table`, and returns the exit status for the process. `title` says what is measured.
+/// Where the lab has the image.
+const IMAGE_IN_LAB: &str = "/tmp/disk";
+
+impl Load<'_> {
+    /// Measures, prints `table` with the figures, and returns the exit status for the process. `title` says what is measured,
+    /// and `words` are for the measuring process alone.
     ///
     /// # Errors
     /// When something of it cannot be built, fetched or measured.
-    pub fn run(&self, args: &LoadArgs, title: &str, table: &mut Table) -> Result<u8> {
+    pub fn run(&self, args: &LoadArgs, words: &[OsString], title: &str, table: &mut Table) -> Result<u8> {
         let innkeeper = cargo::build(&["build", "--release", "-p", "vmm", "--bin", "innkeeper"], "innkeeper")?;
         let name = self.program;
         let program = cargo::build(&["build", "--release", "-p", "xtask", "--bin", name], name)?;
         let resources = resources::gather()?;
         let way = way::decide(&innkeeper, args.lab || args.icount)?;
-        let guest = self.guest(&program, &resources)?;
+        let bench = Bench {
+            load: self,
+            args,
+            words,
+            guest: self.guest(&program, &resources)?,
+            innkeeper,
+            resources,
+        };
         println!("{title}; {way}\n");
-        match way {
-            Way::Host => self.on_host(&innkeeper, &resources, &guest, args, table),
-            Way::Lab(_) => self.in_lab(&innkeeper, &resources, &guest, args, table),
-        }
+        let status = match way {
+            Way::Host => bench.on_host(table),
+            Way::Lab(_) => bench.in_lab(table),
+        };
+        // What was measured before something failed is worth a look.
+        println!("{table}");
+        status
     }
 
     /// A guest whose init starts the program and says when it has ended.
@@ -99,37 +120,37 @@ impl Load {
         );
         Ok(contents)
     }
+}
 
-    fn on_host(
-        &self,
-        innkeeper: &Path,
-        resources: &Path,
-        guest: &Initramfs,
-        args: &LoadArgs,
-        table: &mut Table,
-    ) -> Result<u8> {
+/// All that is needed to measure a load.
+struct Bench<'a> {
+    load: &'a Load<'a>,
+    args: &'a LoadArgs,
+    words: &'a [OsString],
+    guest: Initramfs,
+    innkeeper: PathBuf,
+    resources: PathBuf,
+}
+
+impl Bench<'_> {
+    fn on_host(&self, table: &mut Table) -> Result<u8> {
         let initrd = scratch::unlinked_file("initrd")?;
-        guest.write_to(&mut &initrd)?;
+        self.guest.write_to(&mut &initrd)?;
+        let image = self.load.image.map(image_of).transpose()?;
         let files = Files {
-            innkeeper: innkeeper.into(),
+            innkeeper: self.innkeeper.clone(),
             qemu: debian_qemu()?,
-            firmware: resources.join("firmware"),
-            kernels: resources.join("kernels").join(Flavour::Cloud.name()),
+            firmware: self.resources.join("firmware"),
+            kernels: self.resources.join("kernels").join(Flavour::Cloud.name()),
             initrd: scratch::inherited_path(&initrd).into(),
         };
-        let limit = self.limit * args.runs;
+        let path = image.as_ref().map(scratch::inherited_path);
+        let inherited: Vec<_> = std::iter::once(&initrd).chain(&image).collect();
         let take = &mut |line: &str| table.take(line);
-        place::on_host(&self.arguments(&files, args), &[&initrd], limit, take)
+        place::on_host(&self.arguments(&files, path.as_deref()), &inherited, self.limit(), take)
     }
 
-    fn in_lab(
-        &self,
-        innkeeper: &Path,
-        resources: &Path,
-        guest: &Initramfs,
-        args: &LoadArgs,
-        table: &mut Table,
-    ) -> Result<u8> {
+    fn in_lab(&self, table: &mut Table) -> Result<u8> {
         let inside = Files {
             innkeeper: "/bin/innkeeper".into(),
             qemu: "/bin/qemu".into(),
@@ -137,24 +158,49 @@ impl Load {
             kernels: "/kernels".into(),
             initrd: "/initrd".into(),
         };
-        let kernel = resources.join("kernels").join(Flavour::Cloud.name()).join("vmlinuz");
+        let kernels = self.resources.join("kernels").join(Flavour::Cloud.name());
         let mut lab = Lab::with(ensure_cured()?);
-        lab.limit = self.limit * args.runs;
-        lab.memory_mib = self.lab_memory;
-        lab.icount = args.icount;
+        lab.limit = self.limit();
+        lab.memory_mib = self.load.lab_memory;
+        lab.icount = self.args.icount;
         lab.contents
-            .program(innkeeper, "/bin/innkeeper")?
+            .program(&self.innkeeper, "/bin/innkeeper")?
             .program(&debian_qemu()?, "/bin/qemu")?
-            .copy(&resources.join("firmware"), "/firmware")?
-            .copy(&kernel, "/kernels/vmlinuz")?
-            .bytes("/initrd", guest.to_bytes()?);
-        place::in_lab(lab, "", &self.arguments(&inside, args), &mut |line| table.take(line))
+            .copy(&self.resources.join("firmware"), "/firmware")?
+            .copy(&kernels.join("vmlinuz"), "/kernels/vmlinuz")?
+            .bytes("/initrd", self.guest.to_bytes()?);
+        let image = self.load.image.map(|_| IMAGE_IN_LAB);
+        let prelude = self.load.image.map_or_else(String::new, |bytes| {
+            format!(
+                "dd if=/dev/zero of={IMAGE_IN_LAB} bs=1M count={} 2>/dev/null\n",
+                bytes >> 20
+            )
+        });
+        let take = &mut |line: &str| table.take(line);
+        place::in_lab(lab, &prelude, &self.arguments(&inside, image), take)
+    }
+
+    fn limit(&self) -> Duration {
+        self.load.limit * self.args.runs
     }
 
     /// The measuring process's arguments, without the program.
-    fn arguments(&self, files: &Files, args: &LoadArgs) -> Vec<OsString> {
-        let runs = args.runs.to_string();
-        let words = ["bench", self.measure, "--runs", &runs].map(OsString::from);
-        words.into_iter().chain(files.arguments()).collect()
+    fn arguments(&self, files: &Files, image: Option<&str>) -> Vec<OsString> {
+        let runs = self.args.runs.to_string();
+        let words = ["bench", self.load.measure, "--runs", &runs].map(OsString::from);
+        let image = image.map(|path| ["--image", path].map(OsString::from));
+        words
+            .into_iter()
+            .chain(self.words.iter().cloned())
+            .chain(image.into_iter().flatten())
+            .chain(files.arguments())
+            .collect()
     }
+}
+
+/// An image of so many bytes, in the page cache.
+fn image_of(bytes: u64) -> Result<File> {
+    let image = scratch::unlinked_file("image")?;
+    image.set_len(bytes).during(|| "making the image")?;
+    Ok(image)
 }

@@ -32,8 +32,9 @@ pub struct BenchArgs {
 enum Benchmark {
     Boot(boot::BootArgs),
     Ring,
+    /// Takes the figures of requests to a disk in a guest: 4 KiB at depths 1 and 32, and 1 MiB in sequence.
     #[command(alias = "blk")]
-    Block(block::BlockArgs),
+    Block(load::LoadArgs),
     Net(net::NetArgs),
     /// Takes the figures of a balloon: 1 GiB of memory out of a guest and back again.
     Balloon(load::LoadArgs),
@@ -42,7 +43,7 @@ enum Benchmark {
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
     #[command(hide = true)]
-    MeasureBlock(block::measure::MeasureBlockArgs),
+    MeasureBlock(load::MeasureArgs),
     #[command(hide = true)]
     MeasureNet(net::measure::MeasureNetArgs),
     #[command(hide = true)]

@@ -14,13 +14,14 @@ const TAKEN_MIB: u64 = 1024;
 /// Pages of a MiB.
 const PAGES: f64 = 256.0;
 
-const LOAD: Load = Load {
+const LOAD: Load<'_> = Load {
     program: "memory-load",
     modules: &["virtio_pci", "virtio_balloon"],
     start: "memory-load 1024",
     measure: "measure-balloon",
     limit: Duration::from_secs(1800),
     lab_memory: 4096,
+    image: None,
 };
 
 /// How much faster than QEMU it is to be.
@@ -36,8 +37,8 @@ pub fn balloon(args: &LoadArgs) -> Result<u8> {
     let title =
         "A guest with one CPU, whose balloon takes 1 GiB that it has used, and gives it back; figures for each MiB";
     let mut table = Table::new("a MiB of").with(ADVICE);
-    let status = LOAD.run(args, title, &mut table)?;
-    println!("{table}\n{}", targets(&table));
+    let status = LOAD.run(args, &[], title, &mut table)?;
+    println!("{}", targets(&table));
     Ok(status)
 }
 

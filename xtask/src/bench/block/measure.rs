@@ -1,38 +1,26 @@
 //! The measuring process: boots a guest with a disk on each program.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::Path;
 
-use clap::Args;
-use xtask::Result;
+use xtask::{Error, Result};
 
 use crate::bench::guest;
-use crate::bench::machines::Files;
+use crate::bench::load::MeasureArgs;
 use crate::bench::requests::Program;
-
-/// Measures; started by `bench block`.
-#[derive(Args, Debug, Clone)]
-pub struct MeasureBlockArgs {
-    #[command(flatten)]
-    files: Files,
-    /// The disk's image: raw.
-    #[arg(long)]
-    image: PathBuf,
-    /// How often each figure is taken.
-    #[arg(long)]
-    runs: u32,
-}
 
 /// Prints the samples. A machine that fails is reported on standard error and fails the command in the end.
 ///
 /// # Errors
 /// Nothing can be measured here.
-pub fn measure(args: &MeasureBlockArgs) -> Result<u8> {
+pub fn measure(args: &MeasureArgs) -> Result<u8> {
+    let image = args.image.as_deref();
+    let image = image.ok_or_else(|| Error::Other("there is no --image".into()))?;
     let mut failed = false;
     for _ in 0..args.runs {
         for program in Program::ALL {
             let mut hear = |line: &str| eprintln!("{program}: {line}");
-            if let Err(error) = guest::run(program, &command_line(program, args), "", &mut hear) {
+            if let Err(error) = guest::run(program, &command_line(program, args, image), "", &mut hear) {
                 eprintln!("{program}: {error}");
                 failed = true;
             }
@@ -41,8 +29,8 @@ pub fn measure(args: &MeasureBlockArgs) -> Result<u8> {
     Ok(failed.into())
 }
 
-fn command_line(program: Program, args: &MeasureBlockArgs) -> Vec<OsString> {
-    let image = args.image.display();
+fn command_line(program: Program, args: &MeasureArgs, image: &Path) -> Vec<OsString> {
+    let image = image.display();
     let mut words = guest::command_line(program, &args.files, guest::MEMORY_MIB, "");
     let devices = match program {
         Program::Innkeeper => vec!["--disk".to_owned(), format!("path={image},format=raw,aio=io_uring")],

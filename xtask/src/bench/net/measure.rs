@@ -11,6 +11,7 @@ use super::Link;
 use super::frames::Ends;
 use super::peer;
 use crate::bench::guest;
+use crate::bench::load::MeasureArgs;
 use crate::bench::machines::Files;
 use crate::bench::requests::Program;
 
@@ -33,10 +34,7 @@ const SOCKET: &str = "innkeeper-bench.sock";
 #[derive(Args, Debug, Clone)]
 pub struct MeasureNetArgs {
     #[command(flatten)]
-    files: Files,
-    /// How often each figure is taken.
-    #[arg(long)]
-    runs: u32,
+    common: MeasureArgs,
     /// The kinds of networks.
     #[arg(long = "link", value_enum)]
     links: Vec<Link>,
@@ -54,7 +52,7 @@ pub fn measure(args: &MeasureNetArgs) -> Result<u8> {
     peer::serve_addresses()?;
     peer::serve_frames(&socket, ENDS)?;
     let mut failed = false;
-    for _ in 0..args.runs {
+    for _ in 0..args.common.runs {
         for link in &args.links {
             let features = Program::ALL.map(|program| {
                 let machine = Machine {
@@ -62,7 +60,7 @@ pub fn measure(args: &MeasureNetArgs) -> Result<u8> {
                     link: *link,
                     socket: socket.clone(),
                 };
-                machine.run(&args.files).unwrap_or_else(|error| {
+                machine.run(&args.common.files).unwrap_or_else(|error| {
                     eprintln!("{program} {}: {error}", link.name());
                     failed = true;
                     None
