@@ -1,5 +1,6 @@
 //! The texts of `-help`, `-version` and of the `help` that many options take; all come from the tables.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use devices::virtio::info::{self, CHILDREN, DEVICES};
@@ -8,6 +9,7 @@ use devices::virtio::options::{OptionKind, OptionSpec, Pairs};
 use super::args::{Group, Row, SECTIONS, Treatment};
 use super::board::MACHINES;
 use super::collect::Collected;
+use super::properties::beside_options;
 use super::{lines, network, objects};
 
 /// The version of QEMU whose options and answers these are.
@@ -107,16 +109,25 @@ fn devices() -> String {
 
 /// `-device NAME,help`.
 fn properties(driver: &str) -> String {
-    let mut specs: Vec<&OptionSpec> = match info::find(driver) {
+    let specs: Vec<&OptionSpec> = match info::find(driver) {
         Ok((info, _)) => info.all_options().collect(),
         Err(error) => match CHILDREN.iter().find(|child| child.name == driver) {
             Some(child) => child.options.iter().collect(),
             None => return format!("{error}\n"),
         },
     };
-    specs.sort_by_key(|spec| spec.name);
-    let mut text = format!("{driver} options:\n");
-    for spec in specs {
+    let line = |name: &str, kind: &str, help: &str, default: Option<&str>| {
+        let named = format!("{name}=<{kind}>");
+        let default = default
+            .map(|default| format!(" (default: {default})"))
+            .unwrap_or_default();
+        (name.to_owned(), format!("  {named:<23} - {help}{default}\n"))
+    };
+    let mut lines: BTreeMap<String, String> = beside_options(driver)
+        .into_iter()
+        .map(|listed| line(listed.name, listed.of, listed.help, None))
+        .collect();
+    lines.extend(specs.into_iter().map(|spec| {
         let kind = match spec.kind {
             OptionKind::Flag => "bool".to_owned(),
             OptionKind::Number { .. } => "uint".to_owned(),
@@ -125,14 +136,9 @@ fn properties(driver: &str) -> String {
             OptionKind::Slot => "int32".to_owned(),
             OptionKind::Text | OptionKind::Texts => "str".to_owned(),
         };
-        let name = format!("{}=<{kind}>", spec.name);
-        let default = spec
-            .default
-            .map(|default| format!(" (default: {default})"))
-            .unwrap_or_default();
-        let _ = writeln!(text, "  {name:<23} - {}{default}", spec.help);
-    }
-    text
+        line(spec.name, &kind, spec.help, spec.default)
+    }));
+    format!("{driver} options:\n{}", lines.into_values().collect::<String>())
 }
 
 /// `-help`.
@@ -202,6 +208,8 @@ mod tests {
             ("-device help", "name \"virtio-blk-pci\", bus PCI"),
             ("-device virtio-blk-pci,help", "  queue-size=<uint>"),
             ("-device virtio-rng-pci,?", "  source=<str>"),
+            ("-device virtio-blk-pci,help", "  drive=<str>             - Node name"),
+            ("-device virtio-net-pci,help", "  rombar=<uint32>"),
             ("-device nonsense,help", "there is no such device"),
             ("-chardev help", "socket"),
             ("-netdev help", "hubport"),

@@ -75,6 +75,17 @@ pub struct Settled {
     pub why: &'static str,
 }
 
+impl Settled {
+    /// QEMU's word for what it holds, as far as its values say so.
+    pub fn kind(&self) -> &'static str {
+        match self.values {
+            [value, ..] if value.parse::<u64>().is_ok() => "uint32",
+            [] | ["on" | "off", ..] => "bool",
+            _ => "str",
+        }
+    }
+}
+
 /// A [`Settled`].
 pub const fn settled(key: &'static str, values: &'static [&'static str], why: &'static str) -> Settled {
     Settled { key, values, why }

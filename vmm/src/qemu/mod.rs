@@ -12,7 +12,7 @@ pub mod keyval;
 mod lines;
 mod network;
 pub mod objects;
-mod properties;
+pub mod properties;
 mod readconfig;
 #[cfg(test)]
 mod tests;

@@ -24,15 +24,84 @@ enum Becomes {
     Rng,
 }
 
-/// Properties that are not options of ours as they are.
-const PROPERTIES: &[(&str, Becomes)] = &[
-    ("drive", Becomes::Inline(|backends| &backends.drives)),
-    ("netdev", Becomes::Netdev),
-    ("chardev", Becomes::Chardev),
-    ("rng", Becomes::Rng),
-    ("iothread", Becomes::Object("iothread")),
-    ("num-queues", Becomes::Renamed("queues")),
+/// A property of QEMU's devices that is no option of ours as it is.
+struct Property {
+    listed: Listed,
+    becomes: Becomes,
+    /// What the names of the devices begin with that have it.
+    devices: &'static [&'static str],
+}
+
+/// A property as lists show it.
+#[derive(Clone, Copy)]
+pub struct Listed {
+    /// Its name.
+    pub name: &'static str,
+    /// QEMU's word for what it holds.
+    pub of: &'static str,
+    /// What it is for, in QEMU's words where QEMU has some.
+    pub help: &'static str,
+}
+
+const fn listed(name: &'static str, of: &'static str, help: &'static str) -> Listed {
+    Listed { name, of, help }
+}
+
+const fn property(listed: Listed, becomes: Becomes, devices: &'static [&'static str]) -> Property {
+    Property {
+        listed,
+        becomes,
+        devices,
+    }
+}
+
+const PROPERTIES: &[Property] = &[
+    property(
+        listed("drive", "str", "Node name or ID of a block device to use as a backend"),
+        Becomes::Inline(|backends| &backends.drives),
+        &["virtio-blk"],
+    ),
+    property(
+        listed("netdev", "str", "ID of a netdev to use as a backend"),
+        Becomes::Netdev,
+        &["virtio-net"],
+    ),
+    property(
+        listed("chardev", "str", "ID of a chardev to use as a backend"),
+        Becomes::Chardev,
+        &["virtconsole", "virtserialport", VHOST_USER],
+    ),
+    property(listed("rng", "link<rng-backend>", ""), Becomes::Rng, &["virtio-rng"]),
+    property(
+        listed("iothread", "link<iothread>", ""),
+        Becomes::Object("iothread"),
+        &["virtio-"],
+    ),
+    property(
+        listed("num-queues", "uint16", "the same as queues"),
+        Becomes::Renamed("queues"),
+        &["virtio-blk", "vhost-user-blk"],
+    ),
 ];
+
+/// Properties that `device` takes beside its options in the table: those of QEMU that become such options, and those with one value.
+pub fn beside_options(device: &str) -> Vec<Listed> {
+    let begins = |prefix: &&str| device.starts_with(*prefix);
+    let becoming = PROPERTIES.iter().filter(|property| property.devices.iter().any(begins));
+    let tables = SETTLED
+        .iter()
+        .filter(|(prefix, _)| begins(prefix))
+        .map(|(_, table)| *table);
+    let settled = tables.flatten().map(|row| listed(row.key, row.kind(), row.why));
+    let cache = device
+        .starts_with("virtio-blk")
+        .then_some(listed("write-cache", "OnOffAuto", "on/off/auto"));
+    becoming
+        .map(|property| property.listed)
+        .chain(settled)
+        .chain(cache)
+        .collect()
+}
 
 /// Properties of every virtio device on PCI that are as things are here.
 const PCI: &[Settled] = &[
@@ -107,10 +176,11 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
     given.extend(pairs);
     let mut reader = Reader::new(device, given);
     let (mut options, mut references) = (Pairs::default(), Pairs::default());
-    for (key, becomes) in PROPERTIES {
+    for Property { listed, becomes, .. } in PROPERTIES {
+        let key = listed.name;
         let Some(value) = reader.text(key) else { continue };
         if !matches!(becomes, Becomes::Renamed(_)) {
-            references.push(*key, value.as_str());
+            references.push(key, value.as_str());
         }
         match becomes {
             Becomes::Renamed(name) => options.push(*name, value),
@@ -125,7 +195,7 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
             Becomes::Chardev => options.extend(referred(device, key, &value, &backends.chardevs)?.clone()),
             Becomes::Object(kind) => {
                 object(device, key, &value, &[kind], backends)?;
-                options.push(*key, value);
+                options.push(key, value);
             }
             Becomes::Rng => options.extend(rng(device, &value, backends)?),
         }

@@ -4,6 +4,7 @@ use devices::virtio::options::OptionKind;
 use serde_json::{Value, json};
 
 use super::{Command, Context, command};
+use crate::qemu::properties;
 use crate::qmp::error::{Error, ErrorClass};
 use crate::qmp::schema::{Nothing, structures};
 use crate::qmp::{tree, types};
@@ -108,5 +109,13 @@ fn device_list_properties(_: &Context<'_>, arguments: TypeName) -> Result<Vec<Ob
             _ => types::property_value(spec, &Default::default()),
         },
     };
-    Ok(options.into_iter().map(info).collect())
+    let beside = properties::beside_options(name).into_iter();
+    let beside = beside.filter(|listed| options.iter().all(|spec| spec.name != listed.name));
+    let beside = beside.map(|listed| ObjectPropertyInfo {
+        name: listed.name.to_owned(),
+        of: listed.of.to_owned(),
+        description: Some(listed.help.to_owned()).filter(|help| !help.is_empty()),
+        default_value: None,
+    });
+    Ok(options.iter().copied().map(info).chain(beside).collect())
 }

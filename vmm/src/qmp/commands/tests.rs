@@ -123,6 +123,8 @@ fn properties_of_devices_are_those_of_the_table() {
     );
     assert_eq!(find("disable-modern")["default-value"], false);
     assert_eq!(find("disable-legacy")["type"], "OnOffAuto");
+    assert_eq!(find("rng")["type"], "link<rng-backend>");
+    assert_eq!(find("page-per-vq")["type"], "bool");
     let fails = |name: &str| client.fails("device-list-properties", json!({"typename": name}));
     assert_eq!(
         fails("nosuch"),
