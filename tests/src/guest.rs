@@ -53,6 +53,15 @@ pub fn reporting_with(kernel: &str, extras: Extras, words: &str) -> Result<Machi
         .memory(256 << 20))
 }
 
+/// The same with 512 MiB and all tools, whose job is `job` and words (`resources/jobs`).
+///
+/// # Errors
+/// A part of it is missing.
+pub fn with_job(kernel: &str, force_legacy: bool, job: &str) -> Result<MachineConfig, Error> {
+    let extras = Extras::Tools { force_legacy };
+    Ok(reporting_with(kernel, extras, &format!("quiet job={job}"))?.memory(512 << 20))
+}
+
 /// Runs a guest to its end.
 ///
 /// # Errors

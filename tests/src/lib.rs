@@ -1,6 +1,7 @@
 //! What the tests share: kernels and initial RAM disks to boot, what a guest says of itself, and drivers for a machine
 //! without a guest.
 
+pub mod checksum;
 pub mod driver;
 pub mod guest;
 pub mod network;

@@ -68,6 +68,17 @@ impl Report {
         config
     }
 
+    /// Fails unless the guest's job said each of these lines.
+    ///
+    /// # Panics
+    /// It did not.
+    pub fn assert_said(&self, lines: &[&str]) {
+        let said = self.section("job");
+        for line in lines {
+            assert!(said.iter().any(|other| other == line), "no '{line}' in {said:#?}");
+        }
+    }
+
     /// How often the interrupt that /proc/interrupts names in its last column (or first, for `LOC:`) came, all CPUs.
     pub fn interrupts(&self, name: &str) -> u64 {
         let line = self.section("interrupts").iter().find(|line| {

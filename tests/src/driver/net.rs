@@ -5,9 +5,22 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use devices::virtio::info::Control;
+use devices::virtio::net::NetControl;
 use devices::virtio::virtq::testing::Buffer;
 
 use super::{Driver, LEFT_ALONE, Machine, PATIENCE, Way, wait_for};
+
+/// What management can ask of the card `net0`.
+///
+/// # Panics
+/// There is none.
+pub fn control(machine: &Machine) -> NetControl {
+    match machine.inventory().control("net0") {
+        Some(Control::Net(control)) => control,
+        _ => panic!("a network card"),
+    }
+}
 
 /// The receive queue of the first pair.
 pub const RX: u16 = 0;

@@ -8,11 +8,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use tests::checksum::md5_of_file;
 use tests::guest::Ended;
-use tests::report::Report;
 use tests::resources::{self, Extras};
 use tests::{guest, qemu};
-use vmm::config::MachineConfig;
 use vmm::machine::Outcome;
 
 use crate::boot::run;
@@ -38,13 +37,7 @@ impl Image {
     }
 
     fn md5(&self) -> String {
-        let output = Command::new("md5sum").arg(&self.0).output().unwrap();
-        String::from_utf8(output.stdout)
-            .unwrap()
-            .split_whitespace()
-            .next()
-            .unwrap()
-            .to_owned()
+        md5_of_file(&self.0).unwrap()
     }
 
     fn option(&self, more: &str) -> String {
@@ -58,43 +51,29 @@ impl Drop for Image {
     }
 }
 
-fn with_job(kernel: &str, force_legacy: bool, job: &str) -> MachineConfig {
-    let extras = Extras::Tools { force_legacy };
-    guest::reporting_with(kernel, extras, &format!("job={job}"))
-        .unwrap()
-        .memory(512 * MIB)
-}
-
 fn run_job(kernel: &str, force_legacy: bool, job: &str, image: &Image, options: &str) -> Ended {
-    run(with_job(kernel, force_legacy, job).device("virtio-blk-pci", image.option(options)))
-}
-
-/// The guest said each of these lines.
-fn assert_said(report: &Report, lines: &[&str]) {
-    let said = report.section("job");
-    for line in lines {
-        assert!(said.iter().any(|other| other == line), "no '{line}' in {said:#?}");
-    }
+    run(guest::with_job(kernel, force_legacy, job)
+        .unwrap()
+        .device("virtio-blk-pci", image.option(options)))
 }
 
 fn fill_and_trim(kernel: &str, force_legacy: bool) {
     let image = Image::new(&format!("{kernel}-{force_legacy}"));
     let filled = run_job(kernel, force_legacy, "fill", &image, ",discard=unmap");
-    assert_said(
-        &filled.report,
-        &[
-            "mke2fs 0",
-            "mounted",
-            "written 50",
-            "mounted again",
-            "remounted same",
-            "e2fsck 0",
-        ],
-    );
+    filled.report.assert_said(&[
+        "mke2fs 0",
+        "mounted",
+        "written 50",
+        "mounted again",
+        "remounted same",
+        "e2fsck 0",
+    ]);
     let full = image.allocated();
     assert!(full > FILES, "{full}");
     let trimmed = run_job(kernel, force_legacy, "trim", &image, ",discard=unmap");
-    assert_said(&trimmed.report, &["mounted", "rebooted same", "fstrim 0", "e2fsck 0"]);
+    trimmed
+        .report
+        .assert_said(&["mounted", "rebooted same", "fstrim 0", "e2fsck 0"]);
     let left = image.allocated();
     assert!(left + FILES < full, "{full} before fstrim, {left} after");
 }
@@ -121,10 +100,9 @@ fn a_read_only_disk_is_read_and_never_written() {
     for force_legacy in [false, true] {
         let ended = run_job("cloud", force_legacy, "readonly", &image, ",readonly=on");
         let read = format!("{sum}  -");
-        assert_said(
-            &ended.report,
-            &["sysfs 1", "blockdev 1", &read, "dd 1", "dd after setrw 1"],
-        );
+        ended
+            .report
+            .assert_said(&["sysfs 1", "blockdev 1", &read, "dd 1", "dd after setrw 1"]);
         assert_eq!(image.md5(), sum);
     }
 }
@@ -134,7 +112,7 @@ fn the_driver_leaves_a_busy_disk_and_comes_back_100_times() {
     for force_legacy in [false, true] {
         let image = Image::new(&format!("unbind-{force_legacy}"));
         let report = run_job("cloud", force_legacy, "unbind", &image, "").report;
-        assert_said(&report, &["bound 100", "same"]);
+        report.assert_said(&["bound 100", "same"]);
         let complaint = report
             .section("job")
             .iter()
@@ -150,7 +128,7 @@ fn the_machine_is_reset_while_the_disk_is_busy() {
         let ended = run_job("cloud", force_legacy, "reboot", &image, "");
         assert_eq!(ended.outcome, Outcome::PowerOff);
         assert_eq!(ended.console.matches("resetting under load").count(), 1);
-        assert_said(&ended.report, &["second boot", "dd 0"]);
+        ended.report.assert_said(&["second boot", "dd 0"]);
     }
 }
 
@@ -175,11 +153,11 @@ fn a_qcow2_image_goes_to_a_guest_and_comes_back_sound() {
         numbered(&raw);
         let (source, image) = (raw.0.to_str().unwrap(), qcow2.0.to_str().unwrap());
         qemu_img(&["convert", "-f", "raw", "-O", "qcow2", source, image]);
-        let config = with_job("cloud", force_legacy, "qcow2");
+        let config = guest::with_job("cloud", force_legacy, "qcow2").unwrap();
         let disk = format!("path={image},format=qcow2,discard=unmap");
         let ended = run(config.device("virtio-blk-pci", disk));
         let read = format!("{}  -", raw.md5());
-        assert_said(&ended.report, &[&read, "dd 0", "blkdiscard 0"]);
+        ended.report.assert_said(&[&read, "dd 0", "blkdiscard 0"]);
 
         let words = qemu_img(&["check", "-f", "qcow2", image]);
         assert!(words.contains("No errors were found"), "{words}");
@@ -288,7 +266,7 @@ fn lspci_says_of_the_disk_what_it_says_under_qemu() {
         (false, ",disable-legacy=on"),
         (false, ",disable-modern=on"),
     ] {
-        let config = with_job("cloud", force_legacy, "lspci");
+        let config = guest::with_job("cloud", force_legacy, "lspci").unwrap();
         let drive = format!("if=none,id=d0,format=raw,file={}", image.0.display());
         let device = format!("virtio-blk-pci,drive=d0{option}");
         let theirs = qemu::run(&config, &["-drive", &drive, "-device", &device]).unwrap();

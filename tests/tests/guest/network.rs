@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use tests::Error;
+use tests::checksum::md5;
 use tests::guest::{self, Conversation, Ended};
 use tests::network::{self, Iperf3, apart, fetch, ip, run};
 use tests::qemu;
@@ -19,20 +20,6 @@ use vmm::machine::remote::Remote;
 
 const MIB: u64 = 1 << 20;
 
-fn with_job(kernel: &str, force_legacy: bool, job: &str) -> MachineConfig {
-    guest::reporting_with(kernel, Extras::Tools { force_legacy }, &format!("quiet job={job}"))
-        .unwrap()
-        .memory(512 * MIB)
-}
-
-/// The guest said each of these lines.
-fn assert_said(report: &Report, lines: &[&str]) {
-    let said = report.section("job");
-    for line in lines {
-        assert!(said.iter().any(|other| other == line), "no '{line}' in {said:#?}");
-    }
-}
-
 /// What pages are made of: two MiB that are not like each other.
 fn page() -> Vec<u8> {
     (0..MIB / 4)
@@ -40,23 +27,11 @@ fn page() -> Vec<u8> {
         .collect()
 }
 
-fn md5(bytes: &[u8]) -> String {
-    let path = std::env::temp_dir().join(format!("md5-{:?}", std::thread::current().id()));
-    std::fs::write(&path, bytes).unwrap();
-    let output = Command::new("md5sum").arg(&path).output().unwrap();
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .split_whitespace()
-        .next()
-        .unwrap()
-        .to_owned()
-}
-
 /// The host that passt makes reachable, and what the guest says when it has reached it.
 fn reachable() -> [String; 4] {
     network::way_out().unwrap();
     let page = page();
-    let sum = md5(&page);
+    let sum = md5(&page).unwrap();
     network::serve_page(8000, page).unwrap();
     let lease = "lease 203.0.113.2/24 router 203.0.113.1 dns 203.0.113.1";
     [
@@ -68,7 +43,7 @@ fn reachable() -> [String; 4] {
 }
 
 fn assert_reached(report: &Report, words: &[String]) {
-    assert_said(report, &words.iter().map(String::as_str).collect::<Vec<_>>());
+    report.assert_said(&words.iter().map(String::as_str).collect::<Vec<_>>());
     let answers = report.section("job").iter();
     let address = network::ADDRESS.to_string();
     assert!(
@@ -83,7 +58,7 @@ each_kernel! {
         apart(|| {
             let words = reachable();
             for force_legacy in [false, true] {
-                let config = with_job(kernel, force_legacy, "user");
+                let config = guest::with_job(kernel, force_legacy, "user").unwrap();
                 let config = config.device("virtio-net-pci", "user=on,hostfwd=tcp:127.0.0.1:8080-:80");
                 let mut guest = Conversation::start(config).unwrap();
                 assert_eq!(guest.hear("turn ").unwrap(), "to fetch it");
@@ -253,29 +228,26 @@ fn on_tap(config: MachineConfig, options: &str) -> Ended {
 
 fn carry(kernel: &str, force_legacy: bool, words: &str, options: &str, queues: u32) {
     apart(|| {
-        let mut config = with_job(kernel, force_legacy, "tap").cpus(queues);
+        let mut config = guest::with_job(kernel, force_legacy, "tap").unwrap().cpus(queues);
         config.command_line.push_str(words);
         let options = format!(",queues={queues}{options}");
         let report = on_tap(config, &options).report;
-        assert_said(
-            &report,
-            &[
-                "mtu 9000",
-                "ping plain 3",
-                "ping jumbo 3",
-                "iperf3 to the host 0",
-                "iperf3 from the host 0",
-                "iperf3 in parallel 0",
-                "iperf3 as datagrams 0",
-                "iperf3 to the host in small pieces 0",
-                "iperf3 from the host in small pieces 0",
-                "ping in the VLAN 3",
-                "ping of neighbours 3",
-                "carrier 1",
-                "carrier 0",
-                "ping again 3",
-            ],
-        );
+        report.assert_said(&[
+            "mtu 9000",
+            "ping plain 3",
+            "ping jumbo 3",
+            "iperf3 to the host 0",
+            "iperf3 from the host 0",
+            "iperf3 in parallel 0",
+            "iperf3 as datagrams 0",
+            "iperf3 to the host in small pieces 0",
+            "iperf3 from the host in small pieces 0",
+            "ping in the VLAN 3",
+            "ping of neighbours 3",
+            "carrier 1",
+            "carrier 0",
+            "ping again 3",
+        ]);
         let before = count(&report, "before");
         let without = count(&report, "without promiscuity");
         let with = count(&report, "with promiscuity");
@@ -335,7 +307,9 @@ mod long {
         let wire = std::env::temp_dir().join("wire.sock");
         let wire = wire.display();
         for force_legacy in [false, true] {
-            let mut config = with_job("cloud", force_legacy, "copy").memory(768 * MIB);
+            let mut config = guest::with_job("cloud", force_legacy, "copy")
+                .unwrap()
+                .memory(768 * MIB);
             let mut theirs = config.clone();
             theirs.command_line.push_str(" host=1");
             config.command_line.push_str(" host=2");
@@ -368,12 +342,12 @@ mod long {
     fn the_driver_leaves_a_busy_card_and_comes_back_100_times() {
         for force_legacy in [false, true] {
             apart(|| {
-                let config = with_job("cloud", force_legacy, "unbind_network");
+                let config = guest::with_job("cloud", force_legacy, "unbind_network").unwrap();
                 let config = config.device("virtio-net-pci", format!("tap={TAP}"));
                 let guest = Conversation::prepared(config, |_| host_side()).unwrap();
                 let _server = Iperf3::start().unwrap();
                 let report = guest.end().unwrap().report;
-                assert_said(&report, &["bound 100", "ping afterwards 3"]);
+                report.assert_said(&["bound 100", "ping afterwards 3"]);
                 let complaint = report.section("job").iter().find(|line| {
                     ["after", "failed", "no frames"].iter().any(|word| line.contains(word)) && !line.starts_with("ping")
                 });

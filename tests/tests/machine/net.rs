@@ -3,11 +3,10 @@
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use devices::virtio::info::Control;
-use devices::virtio::net::{AnnounceParameters, NetControl};
+use devices::virtio::net::AnnounceParameters;
 use devices::virtio::virtq::testing::Buffer;
 use tests::driver::modern::{Modern, common};
-use tests::driver::net::{Cable, Card, MRG_RXBUF, RX, TX};
+use tests::driver::net::{Cable, Card, MRG_RXBUF, RX, TX, control};
 use tests::driver::{Driver, LEFT_ALONE, Machine, Way, wait_for};
 use vmm_sys_util::tempdir::TempDir;
 
@@ -17,14 +16,6 @@ pub fn machine(options: &str) -> (Machine, Cable) {
     let options = format!("{},id=net0,{options}", cable.options());
     let machine = Machine::new(&[("virtio-net-pci", &options)]).unwrap();
     (machine, cable)
-}
-
-/// What management can ask of the card `net0`.
-pub fn control(machine: &Machine) -> NetControl {
-    match machine.inventory().control("net0") {
-        Some(Control::Net(control)) => control,
-        _ => panic!("a network card"),
-    }
 }
 
 /// A frame of `len` bytes that differs from others by `seed`.

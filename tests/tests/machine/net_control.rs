@@ -2,10 +2,10 @@
 
 use devices::virtio::virtq::testing::Buffer;
 use tests::driver::modern::{Modern, common};
-use tests::driver::net::{Cable, Card, RX};
+use tests::driver::net::{Cable, Card, RX, control};
 use tests::driver::{Driver, LEFT_ALONE, Machine, Way};
 
-use crate::net::{control, frame, machine};
+use crate::net::{frame, machine};
 
 const OK: u8 = 0;
 const ERR: u8 = 1;

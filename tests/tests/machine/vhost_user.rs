@@ -5,11 +5,9 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use devices::virtio::info::Control;
-use devices::virtio::net::NetControl;
 use tests::driver::block::{ask, post, read, status, write};
 use tests::driver::machine::{ram, shared_ram};
-use tests::driver::net::{Card, TX};
+use tests::driver::net::{Card, TX, control};
 use tests::driver::{Driver, Machine, Way, wait_for};
 use tests::vhost_user::{Backend, Nature};
 use virtio_bindings::virtio_blk::*;
@@ -66,13 +64,6 @@ fn disk(nature: &Nature, options: &str) -> (Place, Machine, Backend) {
     let place = Place::new();
     let (machine, backend) = place.machine("vhost-user-blk-pci", &format!("id=disk0,{options}"), nature.clone());
     (place, machine, backend)
-}
-
-fn control(machine: &Machine) -> NetControl {
-    match machine.inventory().control("net0") {
-        Some(Control::Net(control)) => control,
-        _ => panic!("a network card"),
-    }
 }
 
 /// A frame goes out and comes back.
