@@ -61,7 +61,7 @@ struct Outcome {
     interrupts: u64,
 }
 
-fn run(path: &std::path::Path, case: Case) -> Outcome {
+fn open(path: &std::path::Path, case: Case) -> Block {
     let path = if case.engine == "null" {
         "null-co://".into()
     } else {
@@ -77,34 +77,58 @@ fn run(path: &std::path::Path, case: Case) -> Outcome {
         cache: CacheMode::from_name(case.cache).unwrap(),
         ..BlockConfig::new(path)
     };
-    let mut device = Block::new(&config, IoThreads::one(PollPolicy::default()).unwrap()).unwrap();
+    Block::new(&config, IoThreads::one(PollPolicy::default()).unwrap()).unwrap()
+}
 
-    let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap());
-    let mut ring = DriverRing::modern(Arc::clone(&memory), 0x1_0000, QUEUE_SIZE);
-    let irq = Arc::new(Irq {
-        event: EventFd::new(EFD_NONBLOCK).unwrap(),
-        count: AtomicU64::new(0),
-    });
-    let interrupts = Interrupts::new(1, 2, Arc::clone(&irq) as Arc<dyn MsixSender>, Arc::new(Intx::new()));
-    interrupts.set_msix_enabled(true);
-    interrupts.set_queue_vector(0, 1);
-    interrupts.set_masked(1, false);
-    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let negotiated = Negotiated { features: FEATURES };
-    device.activate(negotiated);
-    let features = RingFeatures::from_negotiated(FEATURES);
-    let queue = Virtq::new(Arc::clone(&memory), ring.config(), features, QueueState::default()).unwrap();
-    let interrupt = QueueInterrupt::new(interrupts, 0);
-    device
-        .start_queue(QueueStart {
+/// The driver's side of a queue.
+struct Queue {
+    memory: Arc<GuestMemory>,
+    ring: DriverRing,
+    kick: Arc<EventFd>,
+    irq: Arc<Irq>,
+}
+
+impl Queue {
+    fn start(device: &mut Block) -> Self {
+        let memory = Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap());
+        let ring = DriverRing::modern(Arc::clone(&memory), 0x1_0000, QUEUE_SIZE);
+        let irq = Arc::new(Irq {
+            event: EventFd::new(EFD_NONBLOCK).unwrap(),
+            count: AtomicU64::new(0),
+        });
+        let interrupts = Interrupts::new(1, 2, Arc::clone(&irq) as Arc<dyn MsixSender>, Arc::new(Intx::new()));
+        interrupts.set_msix_enabled(true);
+        interrupts.set_queue_vector(0, 1);
+        interrupts.set_masked(1, false);
+        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let negotiated = Negotiated { features: FEATURES };
+        device.activate(negotiated);
+        let features = RingFeatures::from_negotiated(FEATURES);
+        let start = QueueStart {
             index: 0,
-            ring: queue,
+            ring: Virtq::new(Arc::clone(&memory), ring.config(), features, QueueState::default()).unwrap(),
             kick: Arc::clone(&kick),
-            interrupt,
+            interrupt: QueueInterrupt::new(interrupts, 0),
             negotiated,
-        })
-        .unwrap();
+        };
+        device.start_queue(start).unwrap();
+        Self {
+            memory,
+            ring,
+            kick,
+            irq,
+        }
+    }
+}
 
+fn run(path: &std::path::Path, case: Case) -> Outcome {
+    let mut device = open(path, case);
+    let Queue {
+        memory,
+        mut ring,
+        kick,
+        irq,
+    } = Queue::start(&mut device);
     // Each request has a place of its own: header, status, data.
     let place = |slot: u64| 0x10_0000 + slot * 2 * BLOCK;
 

@@ -36,6 +36,7 @@ pub struct Sample {
     figures: Figures,
 }
 
+/// What was counted in a phase.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Figures {
     requests: u64,

@@ -5,6 +5,8 @@
 //! each port's bytes go through its [`lane`], straight between guest memory and the port's
 //! [far end](crate::chardev::Chardev). Whoever wants something of the hub leaves it in its [mailbox](mailbox).
 
+#![forbid(unsafe_code)]
+
 pub mod control;
 mod device;
 mod hub;

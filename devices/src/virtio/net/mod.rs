@@ -6,6 +6,8 @@
 //! [`filter`] for received frames. [`device`] is what the transport sees, [`management`] what the
 //! user can ask for while it runs.
 
+#![forbid(unsafe_code)]
+
 mod announce;
 pub mod backend;
 mod card;

@@ -10,6 +10,8 @@
 //! PCI_CFG ─> window ┘
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod access;
 mod config_access;
 pub mod fault;
