@@ -14,6 +14,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
+
 use super::{Backend, Capabilities, Endpoint, Offloads, Opened, Wanted};
 use crate::io_thread::Source;
 use crate::sys::{fd, tun};
@@ -193,6 +195,7 @@ fn connect(files: Vec<File>, data_paths: Vec<Box<dyn DataPath>>) -> io::Result<O
         capabilities,
         queues: Mutex::new(queues?),
         header_len: Arc::clone(&header_len),
+        in_kernel: !data_paths.is_empty(),
     };
     tap.set_header_len(LEGACY_HEADER)?;
     tap.set_offloads(Offloads::default())?;
@@ -217,6 +220,8 @@ struct Tap {
     queues: Mutex<Vec<Queue>>,
     /// Shared with the endpoints.
     header_len: Arc<AtomicUsize>,
+    /// The kernel serves the guest's queues too.
+    in_kernel: bool,
 }
 
 /// A queue, for its settings; frames go through its [`TapQueue`].
@@ -256,6 +261,15 @@ impl Backend for Tap {
 
     fn capabilities(&self) -> Capabilities {
         self.capabilities
+    }
+
+    /// vhost-net does not know that a queue can be reset, and QEMU does not offer it then either.
+    fn features(&self) -> u64 {
+        if self.in_kernel {
+            !(1 << VIRTIO_F_RING_RESET)
+        } else {
+            u64::MAX
+        }
     }
 
     fn set_header_len(&self, len: usize) -> io::Result<()> {
