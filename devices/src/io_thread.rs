@@ -27,6 +27,7 @@ use std::thread::JoinHandle;
 use event_loop::{EventLoop, Mailbox};
 pub use pacer::PollPolicy;
 
+use crate::sys::sched;
 use crate::threads;
 
 /// A descriptor that a worker watches.
@@ -159,7 +160,15 @@ impl IoThread {
     pub fn spawn(name: &str, policy: PollPolicy) -> io::Result<Self> {
         let mailbox = Arc::new(Mailbox::new()?);
         let event_loop = EventLoop::new(Arc::clone(&mailbox), policy)?;
-        let thread = threads::spawn(name, move || event_loop.run())?;
+        let run = move || {
+            if threads::share_one_cpu() {
+                // A thread that needs little of the CPU would else take it from the guest at each kick, and find one
+                // request. Where the host does not allow it, so be it.
+                let _ = sched::wait_for_turn();
+            }
+            event_loop.run();
+        };
+        let thread = threads::spawn(name, run)?;
         Ok(Self(Arc::new(Running {
             name: name.to_owned(),
             mailbox,

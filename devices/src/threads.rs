@@ -3,10 +3,15 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle};
 
 /// Bytes of a thread's stack. Less than a huge page, so that the kernel does not fill one for each of them.
 pub const STACK: usize = 1 << 20;
+
+/// Whether there is one CPU for all threads of this process.
+pub fn share_one_cpu() -> bool {
+    thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1)
+}
 
 /// Starts a thread that is called `name`, of which the process list shows 15 characters.
 ///

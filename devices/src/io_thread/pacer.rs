@@ -1,7 +1,8 @@
 //! How long to look for work before going to sleep.
 
-use std::thread;
 use std::time::Duration;
+
+use crate::threads;
 
 /// Adaptive polling: a thread whose sleeps turn out short had better not slept. The rule is QEMU's
 /// (util/aio-posix.c, `aio_poll`), and so are the defaults.
@@ -31,9 +32,10 @@ impl PollPolicy {
 
     /// What suits this host: where there is one CPU, nobody makes work while we look for it.
     pub fn for_this_host() -> Self {
-        match thread::available_parallelism() {
-            Ok(cpus) if cpus.get() == 1 => Self::OFF,
-            _ => Self::DEFAULT,
+        if threads::share_one_cpu() {
+            Self::OFF
+        } else {
+            Self::DEFAULT
         }
     }
 }
