@@ -42,25 +42,28 @@ pub fn balloon(args: &LoadArgs) -> Result<u8> {
     Ok(status)
 }
 
-/// What the figures ought to be, beside what they are.
+/// What the figures ought to be, beside what they are, of both guests.
 fn targets(table: &Table) -> String {
-    let inflating = |program, column: Column| table.median(program, "inflate", column);
-    let (Some(ours), Some(theirs), Some(calls)) = (
-        inflating(Program::Innkeeper, TIME),
-        inflating(Program::Qemu, TIME),
-        inflating(Program::Innkeeper, ADVICE),
-    ) else {
-        return String::new();
-    };
+    let of_both = measure::GUESTS
+        .iter()
+        .filter_map(|(_, prefix)| target(table, &format!("{prefix}inflate")));
+    format!("Targets\n{}", of_both.collect::<String>())
+}
+
+fn target(table: &Table, phase: &str) -> Option<String> {
+    let inflating = |program, column: Column| table.median(program, phase, column);
+    let ours = inflating(Program::Innkeeper, TIME)?;
+    let theirs = inflating(Program::Qemu, TIME)?;
+    let calls = inflating(Program::Innkeeper, ADVICE)? * TAKEN_MIB as f64;
     let verdict = |met: bool| if met { "met" } else { "MISSED" };
     let rate = |microseconds: f64| PAGES / microseconds * 1e6;
-    let (ratio, calls) = (theirs / ours, calls * TAKEN_MIB as f64);
-    format!(
-        "Targets\n  inflating at {RATE} times QEMU's rate: {:.0} pages a second beside {:.0}, {ratio:.2} times, {}\n  \
-         fewer than {CALLS} calls that give memory back for 1 GiB: {calls:.0}, {}",
+    let ratio = theirs / ours;
+    Some(format!(
+        "  {phase} at {RATE} times QEMU's rate: {:.0} pages a second beside {:.0}, {ratio:.2} times, {}\n  \
+         {phase} with fewer than {CALLS} calls that give memory back for 1 GiB: {calls:.0}, {}\n",
         rate(ours),
         rate(theirs),
         verdict(ratio >= RATE),
         verdict(calls < CALLS)
-    )
+    ))
 }
