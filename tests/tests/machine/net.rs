@@ -240,10 +240,11 @@ fn with_the_cable_out_frames_are_lost_both_ways() {
         wait_for("the card to read", || cable.is_empty().then_some(()));
         control.set_link(true);
         assert_eq!(card.driver.transport.config(6, 2), 1, "{way:?}: link up again");
-        cable.send(&frame(3, 60));
-        assert_eq!(card.receive(), frame(3, 60), "{way:?}");
+        // It may still be reading what is lost, until it has sent something.
         card.send(&frame(4, 60));
         assert_eq!(cable.receive(), frame(4, 60), "{way:?}");
+        cable.send(&frame(3, 60));
+        assert_eq!(card.receive(), frame(3, 60), "{way:?}");
     }
 }
 
