@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use devices::io_thread::{IoThreads, PollPolicy};
 use devices::memory::{GuestMemory, MemoryMap, PAGE};
+use devices::timer::Timers;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::balloon::config::BalloonConfig;
 use devices::virtio::device::{Device, Negotiated, QueueInterrupt, QueueStart};
@@ -79,7 +80,13 @@ fn touch(memory: &GuestMemory) {
 
 fn inflate(memory: &Arc<GuestMemory>, pages: &[u32]) -> (Duration, u64) {
     let threads = IoThreads::one(PollPolicy::default()).unwrap();
-    let mut device = Balloon::new(&BalloonConfig::default(), Arc::clone(memory), threads).unwrap();
+    let mut device = Balloon::new(
+        &BalloonConfig::default(),
+        Arc::clone(memory),
+        threads,
+        &Timers::default(),
+    )
+    .unwrap();
     let mut ring = DriverRing::modern(Arc::clone(memory), 0x1_0000, 128);
     let interrupts = Interrupts::new(3, 1, Arc::new(Silent), Arc::new(Intx::new()));
     let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());

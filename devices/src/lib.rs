@@ -6,4 +6,5 @@ pub mod memory;
 pub mod platform;
 pub mod sys;
 pub mod threads;
+pub mod timer;
 pub mod virtio;

@@ -19,6 +19,7 @@ use super::transport::features::FaceDifferences;
 use super::transport::{Settings, Variant, VirtioPci, settings};
 use crate::io_thread::IoThreads;
 use crate::memory::GuestMemory;
+use crate::timer::Timers;
 
 /// All devices, in the order of their virtio ids.
 pub static DEVICES: &[&DeviceInfo] = &[
@@ -71,6 +72,8 @@ pub struct Host {
     pub io_threads: IoThreads,
     /// What the network cards of this machine share.
     pub networks: net::Networks,
+    /// Timers on the machine's clock.
+    pub timers: Timers,
 }
 
 impl Host {

@@ -50,7 +50,7 @@ impl QtestMachine {
         let board = Board::new(lines, bus, Some(Arc::new(DmaWiring::new(Arc::clone(&memory)))));
         let power = power_management(&board, &clock)?;
         let power_events = power.events();
-        let mut inventory = Inventory::new(Arc::new(board), memory);
+        let mut inventory = Inventory::new(Arc::new(board), memory).with_timers(clock.timers());
         if kind == target::Board::Pc {
             add_ports(inventory.board(), config, power);
             inventory = inventory.with_hotplug(power_events.clone());

@@ -75,7 +75,11 @@ fn answer(machine: &QtestMachine, output: &Output, request: Request<'_>) -> Resu
             machine.write_memory(address, &vec![byte; length]);
             done()
         }
-        Request::ClockStep(step) => Ok(format!("OK {}", machine.clock().step(step.unwrap_or(0)))),
+        Request::ClockStep(step) => {
+            let clock = machine.clock();
+            let now = step.map_or_else(|| clock.step_to_next(), |step| clock.step(step));
+            Ok(format!("OK {now}"))
+        }
         Request::ClockSet(time) => {
             let time = u64::try_from(time).unwrap_or(0);
             Ok(format!("OK {}", machine.clock().set(time)))

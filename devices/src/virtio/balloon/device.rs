@@ -14,6 +14,7 @@ use super::shared::{Shared, hint};
 use super::stats::StatsWorker;
 use crate::io_thread::{IoThread, IoThreads, WorkerHandle};
 use crate::memory::GuestMemory;
+use crate::timer::Timers;
 use crate::virtio::device::{ConfigInterrupt, Device, HostError, QueueStart};
 use crate::virtio::id::DeviceId;
 use crate::virtio::info::{Built, Control, DefaultVectors, DeviceInfo, class};
@@ -34,7 +35,7 @@ pub static INFO: DeviceInfo = DeviceInfo {
     build: |options, host| {
         let threads = host.io_threads(options.subject(), options.text(config::name::IO_THREAD))?;
         let config = BalloonConfig::from_options(options, Balloon::ram(&host.memory))?;
-        let balloon = Balloon::new(&config, Arc::clone(&host.memory), threads).map_err(|error| {
+        let balloon = Balloon::new(&config, Arc::clone(&host.memory), threads, &host.timers).map_err(|error| {
             let problem = format_args!("the host gives no timer: {error}");
             options.refused(problem, "raise the limit on open files (ulimit -n)")
         })?;
@@ -72,18 +73,24 @@ impl Running {
 }
 
 impl Balloon {
-    /// A balloon for the guest whose RAM is `memory`. Its queues run on `threads`, in turn.
+    /// A balloon for the guest whose RAM is `memory`. Its queues run on `threads`, in turn, and statistics come by a timer of
+    /// `timers`.
     ///
     /// # Errors
     /// The host has no timer.
-    pub fn new(config: &BalloonConfig, memory: Arc<GuestMemory>, threads: IoThreads) -> io::Result<Self> {
+    pub fn new(
+        config: &BalloonConfig,
+        memory: Arc<GuestMemory>,
+        threads: IoThreads,
+        timers: &Timers,
+    ) -> io::Result<Self> {
         let queues = config.queues();
         Ok(Self {
             config: *config,
             workers: queues.iter().map(|_| None).collect(),
             queues,
             threads,
-            shared: Arc::new(Shared::new(memory, config)?),
+            shared: Arc::new(Shared::new(memory, config, timers)?),
         })
     }
 

@@ -19,6 +19,7 @@ use super::fault::BalloonFault;
 use super::page_set::PageSet;
 use super::stats::{GuestStats, Polling};
 use crate::memory::{Discarded, GuestMemory, MemoryMap};
+use crate::timer::Timers;
 use crate::virtio::device::{ConfigInterrupt, QueueStart};
 use crate::virtio::report::Reporter;
 use crate::virtio::virtq::{GuestFault, Severity};
@@ -90,7 +91,7 @@ pub(super) enum Cause {
 }
 
 impl Shared {
-    pub(super) fn new(memory: Arc<GuestMemory>, config: &BalloonConfig) -> io::Result<Self> {
+    pub(super) fn new(memory: Arc<GuestMemory>, config: &BalloonConfig, timers: &Timers) -> io::Result<Self> {
         let memory = MemoryMap::new(memory);
         let in_balloon = PageSet::new(&memory);
         let shared = Self {
@@ -107,7 +108,7 @@ impl Shared {
             reported: Counter::default(),
             refused: AtomicBool::new(false),
             stats: Mutex::default(),
-            polling: Mutex::new(Polling::new()?),
+            polling: Mutex::new(Polling::new(timers.timer()?)),
             interrupt: OnceLock::new(),
             watchers: Mutex::default(),
             rules: Mutex::default(),

@@ -10,11 +10,10 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use vmm_sys_util::timerfd::TimerFd;
-
 use super::fault::BalloonFault;
 use super::shared::Shared;
 use crate::io_thread::{Interest, Source, Worker};
+use crate::timer::Timer;
 use crate::virtio::device::QueueStart;
 use crate::virtio::virtq::{Chain, QueueState};
 
@@ -120,18 +119,18 @@ impl GuestStats {
 
 /// When statistics are asked for.
 pub(super) struct Polling {
-    timer: TimerFd,
+    timer: Timer,
     /// Zero is never.
     interval: Duration,
 }
 
 impl Polling {
     /// Never, until [`set`](Self::set).
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self {
-            timer: TimerFd::new()?,
+    pub(super) fn new(timer: Timer) -> Self {
+        Self {
+            timer,
             interval: Duration::ZERO,
-        })
+        }
     }
 
     pub(super) fn interval(&self) -> Duration {
@@ -141,11 +140,11 @@ impl Polling {
     /// Asks at once and then again and again; zero stops that.
     pub(super) fn set(&mut self, interval: Duration) -> io::Result<()> {
         if interval.is_zero() {
-            self.timer.clear()?;
+            self.timer.stop()?;
         } else if self.interval.is_zero() {
-            self.timer.reset(Duration::from_nanos(1), None)?;
+            self.timer.start(Duration::ZERO)?;
         } else {
-            self.timer.reset(interval, None)?;
+            self.timer.start(interval)?;
         }
         self.interval = interval;
         Ok(())
@@ -156,7 +155,7 @@ impl Polling {
         if self.interval.is_zero() {
             return Ok(());
         }
-        Ok(self.timer.reset(self.interval, None)?)
+        self.timer.start(self.interval)
     }
 }
 

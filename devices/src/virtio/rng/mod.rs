@@ -25,6 +25,7 @@ use super::options::{ConfigError, OptionKind, OptionSpec, Options};
 use super::transport::features::FaceDifferences;
 use super::virtq::QueueState;
 use crate::io_thread::{IoThreads, WorkerHandle};
+use crate::timer::Timers;
 
 /// Names of the options. Of QEMU's objects, rng-builtin is what there is without the first two,
 /// rng-random's `filename` is the first, and the socket of rng-egd is the second.
@@ -91,6 +92,7 @@ struct Rng {
     /// Where the bytes come from; with the worker while that runs.
     supply: Option<Supply>,
     threads: IoThreads,
+    timers: Timers,
     worker: Option<WorkerHandle<Filler>>,
 }
 
@@ -102,6 +104,7 @@ impl Rng {
             period: Duration::from_millis(options.number(name::PERIOD).unwrap_or(1)),
             supply: None,
             threads: host.io_threads(options.subject(), options.text(name::IO_THREAD))?,
+            timers: host.timers.clone(),
             worker: None,
         };
         let supply = device.open();
@@ -110,7 +113,8 @@ impl Rng {
     }
 
     fn open(&self) -> io::Result<Supply> {
-        Supply::new(self.source.open()?, RateLimit::new(self.max_bytes, self.period)?)
+        let limit = RateLimit::new(self.max_bytes, self.period, self.timers.timer()?);
+        Supply::new(self.source.open()?, limit)
     }
 }
 

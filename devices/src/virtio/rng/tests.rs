@@ -15,6 +15,7 @@ use vmm_sys_util::tempdir::TempDir;
 use super::*;
 use crate::io_thread::PollPolicy;
 use crate::memory::GuestMemory;
+use crate::timer::{ManualClock, Timers};
 use crate::virtio::info;
 use crate::virtio::interrupt::MsixSender;
 use crate::virtio::options::Pairs;
@@ -32,6 +33,7 @@ fn host(memory: Arc<GuestMemory>) -> Host {
         memory,
         io_threads: IoThreads::one(PollPolicy::default()).unwrap(),
         networks: Default::default(),
+        timers: Default::default(),
     }
 }
 
@@ -43,10 +45,18 @@ struct Bench {
 
 impl Bench {
     fn new(options: &str) -> Self {
+        Self::on(Timers::default(), options)
+    }
+
+    fn on(timers: Timers, options: &str) -> Self {
         let ranges = [(GuestAddress(0), 2 << 20)];
         let memory = Arc::new(GuestMemory::from_ranges(&ranges).unwrap());
         let pairs = Pairs::parse(options, None);
-        let created = info::create("virtio-rng-pci", &pairs, &host(memory.clone()), Arc::new(NoMessages));
+        let host = Host {
+            timers,
+            ..host(memory.clone())
+        };
+        let created = info::create("virtio-rng-pci", &pairs, &host, Arc::new(NoMessages));
         let mut bench = Self {
             pci: created.unwrap().function,
             driver: DriverRing::legacy(memory, 0x10, QUEUE_SIZE),
@@ -192,6 +202,21 @@ fn no_more_bytes_than_allowed_come_in_a_period() {
     bench.post(0x4_0000, 64);
     std::thread::sleep(Duration::from_millis(10));
     assert_eq!(bench.driver.next_used(), None);
+}
+
+#[test]
+fn periods_are_those_of_the_machines_clock() {
+    let clock = Arc::new(ManualClock::default());
+    let mut bench = Bench::on(Timers::on(&clock), "max-bytes=16,period=1000");
+    assert_eq!(bench.fill(0x4_0000, 64).len, 16);
+    for second in 1..5 {
+        bench.post(0x4_0000, 64);
+        clock.set(second * 1_000_000_000 - 1);
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(bench.driver.next_used(), None);
+        clock.set(second * 1_000_000_000);
+        assert_eq!(bench.next_used().len, 16);
+    }
 }
 
 /// A daemon's end of a connection: takes a request.

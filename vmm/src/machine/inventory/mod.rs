@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use devices::io_thread::{IoThread, IoThreads, PollPolicy};
 use devices::memory::GuestMemory;
 use devices::platform::HotplugSlots;
+use devices::timer::Timers;
 use devices::virtio::info::{CHILDREN, ChildInfo, Control, Detach, Host, Order};
 use devices::virtio::interrupt::MsixSender;
 use devices::virtio::net::Networks;
@@ -63,6 +64,7 @@ struct State {
     /// For devices of a machine whose user named no thread.
     default_thread: Option<IoThread>,
     networks: Networks,
+    timers: Timers,
     /// Queues stand still.
     paused: bool,
 }
@@ -77,6 +79,13 @@ impl Inventory {
             hotplug: None,
             state: Mutex::default(),
         }
+    }
+
+    /// Timers of devices are on another clock than the host's.
+    #[must_use]
+    pub fn with_timers(self, timers: Timers) -> Self {
+        self.state().timers = timers;
+        self
     }
 
     /// The board.
@@ -362,6 +371,7 @@ impl State {
             memory: Arc::clone(memory),
             io_threads,
             networks: self.networks.clone(),
+            timers: self.timers.clone(),
         })
     }
 }

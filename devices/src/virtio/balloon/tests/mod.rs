@@ -18,6 +18,7 @@ use super::config::{BalloonConfig, feature};
 use super::{Balloon, BalloonControl, PAGE};
 use crate::io_thread::{IoThread, IoThreads, PollPolicy};
 use crate::memory::{GuestMemory, MemoryMap};
+use crate::timer::Timers;
 use crate::virtio::device::{ConfigInterrupt, Device, Negotiated, QueueInterrupt, QueueStart};
 use crate::virtio::interrupt::{Interrupts, MsixSender};
 use crate::virtio::virtq::testing::{Buffer, DriverRing, UsedEntry};
@@ -79,7 +80,7 @@ impl Driver {
         let memory = Arc::new(GuestMemory::from_ranges(&ranges).unwrap());
         let threads = ["io0", "io1"].map(|name| IoThread::spawn(name, PollPolicy::default()).unwrap());
         let threads = IoThreads::new(threads.into()).unwrap();
-        let mut device = Balloon::new(&config, Arc::clone(&memory), threads).unwrap();
+        let mut device = Balloon::new(&config, Arc::clone(&memory), threads, &Timers::default()).unwrap();
         let (sender, vectors) = channel();
         let queues = device.queue_sizes();
         let interrupts = Interrupts::new(queues.len(), 1, Arc::new(Recorder(sender)), Arc::new(Intx::new()));

@@ -22,6 +22,7 @@ pub fn host() -> Host {
         memory: Arc::new(memory),
         io_threads: IoThreads::one(PollPolicy::default()).unwrap(),
         networks: Default::default(),
+        timers: Default::default(),
     }
 }
 
