@@ -4,6 +4,7 @@
 //! useful time. A short loop tells the two apart.
 
 use std::fmt;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
@@ -19,8 +20,10 @@ const CODE: GuestAddress = GuestAddress(0x1000);
 const END_PORT: u8 = 0x80;
 /// Turns of the loop, two instructions each.
 const TURNS: u32 = 500;
-/// The loop is run at most this often, and the fastest run counts: a single slow run may only be the host's scheduler.
-const ATTEMPTS: u32 = 4;
+/// The loop is run at most this often, and the fastest run counts: slow ones may only be the host's scheduler.
+const ATTEMPTS: u32 = 20;
+/// Before another attempt, so that they do not all fall into one busy moment of the host.
+const PAUSE: Duration = Duration::from_millis(1);
 /// What separates hardware (about 1 ns an instruction; up to 40 ns where the whole host is emulated) from interpretation (about 1000 ns).
 const INTERPRETED: Duration = Duration::from_nanos(250);
 
@@ -99,6 +102,7 @@ pub fn ring0(vcpu: &mut VcpuFd, memory: &GuestMemory) -> Result<Ring0, KvmError>
         if fastest < INTERPRETED {
             return Ok(Ring0::Hardware { instruction: fastest });
         }
+        thread::sleep(PAUSE);
     }
     Ok(Ring0::Interpreted { instruction: fastest })
 }
