@@ -8,7 +8,7 @@ use std::thread::{self, Builder, JoinHandle};
 /// Bytes of a thread's stack. Less than a huge page, so that the kernel does not fill one for each of them.
 pub const STACK: usize = 1 << 20;
 
-/// Whether there is one CPU for all threads of this process.
+/// Whether all threads of this process have one CPU, or the time of one.
 pub fn share_one_cpu() -> bool {
     thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1)
 }

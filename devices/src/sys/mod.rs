@@ -1,7 +1,6 @@
 //! System calls that no crate we use has, as safe functions.
 
 pub mod fd;
-pub mod sched;
 #[cfg(test)]
 pub mod testing;
 pub mod tun;
