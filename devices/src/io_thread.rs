@@ -22,12 +22,11 @@ use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use event_loop::{EventLoop, Mailbox};
 pub use pacer::PollPolicy;
 
-use crate::sys::sched;
 use crate::threads;
 
 /// A descriptor that a worker watches.
@@ -160,15 +159,7 @@ impl IoThread {
     pub fn spawn(name: &str, policy: PollPolicy) -> io::Result<Self> {
         let mailbox = Arc::new(Mailbox::new()?);
         let event_loop = EventLoop::new(Arc::clone(&mailbox), policy)?;
-        let run = move || {
-            if threads::share_one_cpu() {
-                // A thread that needs little of the CPU would else take it from the guest at each kick, and find one
-                // request. Where the host does not allow it, so be it.
-                let _ = sched::wait_for_turn();
-            }
-            event_loop.run();
-        };
-        let thread = threads::spawn(name, run)?;
+        let thread = threads::spawn(name, move || event_loop.run())?;
         Ok(Self(Arc::new(Running {
             name: name.to_owned(),
             mailbox,
@@ -206,13 +197,7 @@ impl IoThread {
     /// Runs `action` on the thread, between two rounds of its loop, and waits for the answer.
     /// `None` if the thread is gone.
     fn call<R: Send + 'static>(&self, action: impl FnOnce(&mut EventLoop) -> R + Send + 'static) -> Option<R> {
-        debug_assert!(
-            self.0
-                .thread
-                .as_ref()
-                .is_none_or(|thread| thread.thread().id() != std::thread::current().id()),
-            "an I/O thread cannot wait for itself"
-        );
+        debug_assert!(!self.0.is_current(), "an I/O thread cannot wait for itself");
         let (answer, result) = mpsc::sync_channel(1);
         self.0.mailbox.post(Box::new(move |event_loop| {
             // Nobody may be waiting any more; that is their affair.
@@ -228,9 +213,20 @@ impl fmt::Debug for IoThread {
     }
 }
 
+impl Running {
+    /// Whether this is the thread.
+    fn is_current(&self) -> bool {
+        let id = thread::current().id();
+        self.thread.as_ref().is_some_and(|thread| thread.thread().id() == id)
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.mailbox.post(Box::new(EventLoop::end));
+        if self.is_current() {
+            return;
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -279,7 +275,13 @@ impl<W> WorkerHandle<W> {
 
 impl<W> Drop for WorkerHandle<W> {
     fn drop(&mut self) {
-        self.take();
+        // A worker that failed may have had one on its own thread, which cannot wait for itself.
+        if !self.thread.0.is_current() {
+            self.take();
+        } else if let Some(id) = self.id.take() {
+            let remove = move |event_loop: &mut EventLoop| drop(event_loop.remove(id));
+            self.thread.0.mailbox.post(Box::new(remove));
+        }
     }
 }
 

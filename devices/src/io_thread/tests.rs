@@ -180,6 +180,36 @@ fn a_panic_is_contained_and_reported() {
     assert_eq!(bystander.handle.stop().unwrap().number, 1);
 }
 
+/// Panics when it is called, and has another worker of its own.
+struct Owner {
+    kick: EventFd,
+    _owned: WorkerHandle<Probe>,
+}
+
+impl Worker for Owner {
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::input(&self.kick, 0)]
+    }
+
+    fn ready(&mut self, _token: u32) {
+        panic!("the owner fails");
+    }
+}
+
+#[test]
+fn a_worker_that_fails_takes_those_with_it_that_it_had_on_its_thread() {
+    let thread = IoThread::spawn("test", PollPolicy::default()).unwrap();
+    let Probed { handle, calls, .. } = probe(&thread, false);
+    let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    kick.write(1).unwrap();
+    let owner = Owner { kick, _owned: handle };
+    let owner = thread.add(owner).unwrap();
+    let on_thread = |call| calls.iter().any(|(made, _)| made == call);
+    assert!(on_thread(Call::Dropped));
+    assert_eq!(owner.stop().err(), Some(WorkerFailed));
+    assert_eq!(thread.call(|_| ()), Some(()));
+}
+
 #[test]
 fn nobody_waits_for_a_thread_that_is_gone() {
     let thread = IoThread::spawn("test", PollPolicy::default()).unwrap();
