@@ -1,7 +1,7 @@
 //! `innkeeper qemu`: a machine from a command line of QEMU to its end.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -86,20 +86,17 @@ fn start(words: Vec<String>) -> Result<ExitCode, Failure> {
     let written = pid_file.clone();
     let leave = move || written.iter().for_each(|pid_file| pid_file.remove());
     let starting = Starting::watch(&signals, leave).map_err(host("signals"))?;
-    let started = move || {
-        drop(starting);
-        ready.map_or(Ok(()), Ready::detach)
-    };
     match (invocation.accelerator, invocation.machine) {
-        (Accelerator::Kvm, MachineType::Pc) => with_kvm(invocation, &signals, started),
-        _ => without_cpus(invocation, &signals, started),
+        (Accelerator::Kvm, MachineType::Pc) => with_kvm(invocation, &signals, starting, ready),
+        _ => without_cpus(invocation, &signals, starting, ready),
     }
 }
 
 fn with_kvm(
     invocation: Invocation,
     signals: &Signals,
-    started: impl FnOnce() -> io::Result<()>,
+    starting: Starting,
+    ready: Option<Ready>,
 ) -> Result<ExitCode, Failure> {
     let about = about(&invocation);
     let monitors = monitors(&invocation.monitors)?;
@@ -116,14 +113,18 @@ fn with_kvm(
     let machine = Machine::new(config, console)?;
     let consoles = Consoles::of(machine.inventory());
     consoles.announce();
-    consoles.resize();
     let links = Monitors::default();
     let managed = Managed::new(Arc::clone(machine.remote()), about, invocation.backends, &links);
     let target: Arc<dyn Target> = Arc::new(managed);
     let server = Server::start(&monitors, &links, &target).map_err(|error| Failure::Usage(error.to_string()))?;
+    // From here on nobody is waited for, and a signal stops the guest. The terminal may have another size by now.
+    drop(starting);
+    consoles.resize();
     let raw = on_terminal.then(|| RawMode::enter(!escapes)).flatten();
     let guest = machine.start()?;
-    started().map_err(host("the background"))?;
+    if let Some(ready) = ready {
+        ready.detach().map_err(host("the background"))?;
+    }
     let ended = guest.ended().map_err(host("event descriptor"))?;
     if signals.wait_unless(&ended, || consoles.resize()).is_some() {
         guest.stop();
@@ -143,7 +144,8 @@ fn with_kvm(
 fn without_cpus(
     invocation: Invocation,
     signals: &Signals,
-    started: impl FnOnce() -> io::Result<()>,
+    starting: Starting,
+    ready: Option<Ready>,
 ) -> Result<ExitCode, Failure> {
     let usage = |error: qtest::ChannelError| Failure::Usage(error.to_string());
     let channel = invocation
@@ -163,6 +165,10 @@ fn without_cpus(
         backends: invocation.backends,
         channel,
         log,
+    };
+    let started = move || {
+        drop(starting);
+        ready.map_or(Ok(()), Ready::detach)
     };
     qtest::run(config, signals, started).map_err(|error| {
         if error.is_users() {

@@ -43,11 +43,12 @@ pub fn run(mut args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let machine = Machine::new(config, serial)?;
     let consoles = Consoles::of(machine.inventory());
     consoles.announce();
-    consoles.resize();
     let monitors = serve_qmp(endpoints, about, &machine)?;
+    // From here on nobody is waited for, and a signal stops the guest. The terminal may have another size by now.
+    drop(starting);
+    consoles.resize();
     let raw = on_terminal.then(|| RawMode::enter(false)).flatten();
     let guest = machine.start()?;
-    drop(starting);
 
     let ended = guest
         .ended()

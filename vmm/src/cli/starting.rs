@@ -6,10 +6,9 @@ use std::thread::{self, JoinHandle};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::exit;
-use super::terminal;
 use crate::signals::Signals;
 
-/// While it lives, a signal ends the process at once.
+/// While it lives, a signal ends the process at once. It is to go before the terminal is changed and the guest runs.
 pub(super) struct Starting {
     over: EventFd,
     watcher: Option<JoinHandle<()>>,
@@ -26,7 +25,6 @@ impl Starting {
         let watch = move || {
             if let Some(signal) = signals.wait_unless(&heard, || ()) {
                 leave();
-                terminal::restore();
                 std::process::exit(exit::of_signal(signal).into());
             }
         };

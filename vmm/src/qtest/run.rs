@@ -63,7 +63,8 @@ impl RunError {
     }
 }
 
-/// Serves a test and QMP's clients until one of them, or a signal, ends the machine. Once it can be used, `started` is called.
+/// Serves a test and QMP's clients until one of them, or a signal, ends the machine. `started` is called once all
+/// connections are there: nobody is waited for from then on.
 ///
 /// # Errors
 /// The machine or the connections to it cannot be had.
@@ -76,6 +77,7 @@ pub fn run(config: QtestConfig, signals: &Signals, started: impl FnOnce() -> io:
     let managed = Managed::new(Arc::clone(&remote), config.about, config.backends, &monitors);
     let target: Arc<dyn Target> = Arc::new(managed);
     let server = Server::start(&config.monitors, &monitors, &target)?;
+    started().map_err(RunError::Started)?;
     remote.start(config.machine.start_paused);
     if let Some(connection) = connection {
         let machine = Arc::clone(&machine);
@@ -88,7 +90,6 @@ pub fn run(config: QtestConfig, signals: &Signals, started: impl FnOnce() -> io:
         let thread = std::thread::Builder::new().name("qtest".into()).spawn(serve);
         thread.map_err(RunError::Thread)?;
     }
-    started().map_err(RunError::Started)?;
     while remote.outcome().is_none() {
         match signals.wait_unless(remote.wake(), || ()) {
             Some(_) => remote.quit(Cause::HostSignal),

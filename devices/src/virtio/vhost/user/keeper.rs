@@ -68,7 +68,7 @@ impl Keeper {
             let (socket, again) = match self.meeting.next() {
                 Way::Accept(listener) => (listener.accept().map(|(socket, _)| socket), Some(PAUSE)),
                 Way::Connect(after) => (self.meeting.connect(), Some(after)),
-                Way::None => (self.meeting.connect(), None),
+                Way::None => (self.connect_in_turn(), None),
             };
             match (socket.and_then(|socket| self.begin(socket)), again) {
                 (Ok(features), _) => {
@@ -80,6 +80,16 @@ impl Keeper {
                     self.refuse(&error);
                     std::thread::sleep(after);
                 }
+            }
+        }
+    }
+
+    /// Goes to the only backend, behind others that it has not let in yet.
+    fn connect_in_turn(&self) -> io::Result<UnixStream> {
+        loop {
+            match self.meeting.connect() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(PAUSE),
+                connected => return connected,
             }
         }
     }
