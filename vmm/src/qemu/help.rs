@@ -121,7 +121,8 @@ fn properties(driver: &str) -> String {
         let default = default
             .map(|default| format!(" (default: {default})"))
             .unwrap_or_default();
-        (name.to_owned(), format!("  {named:<23} - {help}{default}\n"))
+        let dash = if help.is_empty() { "" } else { " - " };
+        (name.to_owned(), format!("  {named:<23}{dash}{help}{default}\n"))
     };
     let mut lines: BTreeMap<String, String> = beside_options(driver)
         .into_iter()

@@ -79,6 +79,7 @@ impl Settled {
     /// QEMU's word for what it holds, as far as its values say so.
     pub fn kind(&self) -> &'static str {
         match self.values {
+            [value, ..] if value.parse::<u64>().is_ok() && self.key.ends_with("_size") => "size",
             [value, ..] if value.parse::<u64>().is_ok() => "uint32",
             [] | ["on" | "off", ..] => "bool",
             _ => "str",

@@ -92,7 +92,9 @@ pub fn beside_options(device: &str) -> Vec<Listed> {
         .iter()
         .filter(|(prefix, _)| begins(prefix))
         .map(|(_, table)| *table);
-    let settled = tables.flatten().map(|row| listed(row.key, row.kind(), row.why));
+    // QEMU does not list the bus.
+    let settled = tables.flatten().filter(|row| row.key != "bus");
+    let settled = settled.map(|row| listed(row.key, row.kind(), row.why));
     let cache = device
         .starts_with("virtio-blk")
         .then_some(listed("write-cache", "OnOffAuto", "on/off/auto"));
