@@ -31,7 +31,7 @@ pub struct Load<'a> {
     pub start: &'a str,
     /// The hidden benchmark that measures.
     pub measure: &'static str,
-    /// For each round of both programs, on a busy host in the lab.
+    /// For each round of all guests, on a busy host in the lab.
     pub limit: Duration,
     /// The lab's memory, in MiB.
     pub lab_memory: u32,

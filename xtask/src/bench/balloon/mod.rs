@@ -19,7 +19,7 @@ const LOAD: Load<'_> = Load {
     modules: &["virtio_pci", "virtio_balloon"],
     start: "memory-load 1024",
     measure: "measure-balloon",
-    limit: Duration::from_secs(1800),
+    limit: Duration::from_secs(3600),
     lab_memory: 4096,
     image: None,
 };
