@@ -203,14 +203,6 @@ impl Msix {
         word >> (vector % 64) & 1 != 0
     }
 
-    /// The message to send after vector `vector` was unmasked: it waited and may go now. It no longer waits then.
-    pub fn take_pending(&mut self, vector: u16) -> Option<VectorState> {
-        let message = self.vector(vector).filter(|message| !message.masked)?;
-        let waits = self.is_pending(vector);
-        self.clear_pending(vector);
-        waits.then_some(message)
-    }
-
     /// Takes over message control from configuration space; says so if it changed.
     pub fn set_control(&mut self, control: u16) -> Option<Change> {
         let (enabled, masked) = (control & ENABLE != 0, control & FUNCTION_MASK != 0);
@@ -429,18 +421,6 @@ mod tests {
         assert_eq!(dword(&msix, 0x800), 8);
         msix.clear_pending(3);
         assert_eq!(dword(&msix, 0x800), 0);
-    }
-
-    #[test]
-    fn pending_message_goes_when_its_vector_is_unmasked() {
-        let mut msix = four_vectors();
-        set_up_vector_2(&mut msix);
-        msix.write(0x2c, &1u32.to_le_bytes());
-        msix.set_pending(2);
-        assert_eq!(msix.take_pending(2), None);
-        assert_eq!(msix.write(0x2c, &0u32.to_le_bytes()), [Change::MsixVector(2)]);
-        assert_eq!(msix.take_pending(2).map(|message| message.data), Some(0x4022));
-        assert_eq!(msix.take_pending(2), None);
     }
 
     #[test]
