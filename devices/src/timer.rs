@@ -81,6 +81,7 @@ impl Timer {
     ///
     /// # Errors
     /// The host does not say.
+    #[cfg(test)]
     pub fn is_running(&self) -> io::Result<bool> {
         match &self.0 {
             Kind::Host(timer) => Ok(timer.is_armed()?),

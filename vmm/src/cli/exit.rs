@@ -1,5 +1,6 @@
 //! The exit statuses of the process, in one place.
 
+use std::io;
 use std::process::ExitCode;
 
 use crate::machine::{Outcome, StartError};
@@ -49,6 +50,11 @@ impl From<StartError> for Failure {
             Self::Host(error.to_string())
         }
     }
+}
+
+/// What failed on the host, and why.
+pub fn host(what: &'static str) -> impl FnOnce(io::Error) -> Failure {
+    move |error| Failure::Host(format!("{what}: {error}"))
 }
 
 /// The exit status of a process that signal `signal` ended.

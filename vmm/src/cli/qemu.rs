@@ -9,8 +9,8 @@ use std::sync::Arc;
 use devices::virtio::options::Pairs;
 
 use super::daemon::{self, Fork, PidFile, Ready};
-use super::exit::Failure;
-use super::run::Consoles;
+use super::exit::{self, Failure, host};
+use super::run::{Consoles, End, wait_for_end};
 use super::starting::Starting;
 use super::terminal::RawMode;
 use crate::machine::console::Console;
@@ -125,17 +125,13 @@ fn with_kvm(
     if let Some(ready) = ready {
         ready.detach().map_err(host("the background"))?;
     }
-    let ended = guest.ended().map_err(host("event descriptor"))?;
-    if signals.wait_unless(&ended, || consoles.resize()).is_some() {
-        guest.stop();
-    }
-    let (outcome, _) = guest.wait();
+    let End { outcome, .. } = wait_for_end(guest, signals, &consoles)?;
     // Clients hear of the end.
     drop(server);
     drop(raw);
     match outcome {
         Outcome::Failed(reason) => Err(Failure::Host(reason)),
-        Outcome::DebugExit(value) => Ok(ExitCode::from(((value << 1) | 1) as u8)),
+        Outcome::DebugExit(_) => Ok(exit::status(&outcome)),
         Outcome::PowerOff | Outcome::Reset | Outcome::TripleFault | Outcome::Quit => Ok(ExitCode::SUCCESS),
     }
 }
@@ -274,10 +270,6 @@ fn console(options: Option<&Pairs>) -> Result<Console, Failure> {
         eprintln!("innkeeper: serial port on {}", console.description());
     }
     Ok(console)
-}
-
-fn host(what: &'static str) -> impl FnOnce(std::io::Error) -> Failure {
-    move |error| Failure::Host(format!("{what}: {error}"))
 }
 
 #[cfg(test)]

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use devices::virtio::console::{PortKind, SerialControl};
 
-use super::exit::{self, Failure};
+use super::exit::{self, Failure, host};
 use super::starting::Starting;
 use super::terminal::{self, RawMode};
 use super::{RunArgs, SerialTarget, ports};
 use crate::config::{DeviceConfig, MachineConfig};
 use crate::machine::console::Console;
 use crate::machine::inventory::Inventory;
-use crate::machine::{Machine, Outcome, serial_buses};
+use crate::machine::{Machine, Outcome, Running, Stats, serial_buses};
 use crate::qemu::backends::Backends;
 use crate::qmp::json::Style;
 use crate::qmp::link::Monitors;
@@ -38,8 +38,8 @@ pub fn run(mut args: Box<RunArgs>) -> Result<ExitCode, Failure> {
         eprintln!("innkeeper: serial port on {}", serial.description());
     }
     // Before any thread exists, so that all of them leave these signals to this one.
-    let signals = Signals::block().map_err(|error| Failure::Host(format!("signals: {error}")))?;
-    let starting = Starting::watch(&signals, || ()).map_err(|error| Failure::Host(format!("signals: {error}")))?;
+    let signals = Signals::block().map_err(host("signals"))?;
+    let starting = Starting::watch(&signals, || ()).map_err(host("signals"))?;
     let machine = Machine::new(config, serial)?;
     let consoles = Consoles::of(machine.inventory());
     consoles.announce();
@@ -50,14 +50,7 @@ pub fn run(mut args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let raw = on_terminal.then(|| RawMode::enter(false)).flatten();
     let guest = machine.start()?;
 
-    let ended = guest
-        .ended()
-        .map_err(|error| Failure::Host(format!("event descriptor: {error}")))?;
-    let signal = signals.wait_unless(&ended, || consoles.resize());
-    if signal.is_some() {
-        guest.stop();
-    }
-    let (outcome, stats) = guest.wait();
+    let End { signal, outcome, stats } = wait_for_end(guest, &signals, &consoles)?;
     // Clients hear of the end.
     drop(monitors);
     drop(raw);
@@ -75,6 +68,25 @@ pub fn run(mut args: Box<RunArgs>) -> Result<ExitCode, Failure> {
             Ok(exit::status(&outcome))
         }
     }
+}
+
+/// How it went.
+pub(super) struct End {
+    /// The signal that stopped the guest, if one did.
+    pub(super) signal: Option<i32>,
+    pub(super) outcome: Outcome,
+    pub(super) stats: Stats,
+}
+
+/// Waits until the guest ends, or a signal says to stop it.
+pub(super) fn wait_for_end(guest: Running, signals: &Signals, consoles: &Consoles) -> Result<End, Failure> {
+    let ended = guest.ended().map_err(host("event descriptor"))?;
+    let signal = signals.wait_unless(&ended, || consoles.resize());
+    if signal.is_some() {
+        guest.stop();
+    }
+    let (outcome, stats) = guest.wait();
+    Ok(End { signal, outcome, stats })
 }
 
 /// Lets programs watch and steer the machine.
