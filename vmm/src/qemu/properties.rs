@@ -22,6 +22,8 @@ enum Becomes {
     Object(&'static str),
     /// The options of an object of one of our sources of random numbers.
     Rng,
+    /// Another word for `cache=`, which says with us what QEMU has at the device.
+    WriteCache,
 }
 
 /// A property of QEMU's devices that is no option of ours as it is.
@@ -82,27 +84,33 @@ const PROPERTIES: &[Property] = &[
         Becomes::Renamed("queues"),
         &["virtio-blk", "vhost-user-blk"],
     ),
+    // Behind the drive, whose word it changes.
+    property(
+        listed("write-cache", "OnOffAuto", "on/off/auto"),
+        Becomes::WriteCache,
+        &["virtio-blk"],
+    ),
 ];
+
+/// The rows of the table above for `device`.
+fn properties_of(device: &str) -> impl Iterator<Item = &'static Property> {
+    let begins = move |prefix: &&str| device.starts_with(*prefix);
+    PROPERTIES
+        .iter()
+        .filter(move |property| property.devices.iter().any(begins))
+}
 
 /// Properties that `device` takes beside its options in the table: those of QEMU that become such options, and those with one value.
 pub fn beside_options(device: &str) -> Vec<Listed> {
-    let begins = |prefix: &&str| device.starts_with(*prefix);
-    let becoming = PROPERTIES.iter().filter(|property| property.devices.iter().any(begins));
+    let becoming = properties_of(device);
     let tables = SETTLED
         .iter()
-        .filter(|(prefix, _)| begins(prefix))
+        .filter(|(prefix, _)| device.starts_with(prefix))
         .map(|(_, table)| *table);
     // QEMU does not list the bus.
     let settled = tables.flatten().filter(|row| row.key != "bus");
     let settled = settled.map(|row| listed(row.key, row.kind(), row.why));
-    let cache = device
-        .starts_with("virtio-blk")
-        .then_some(listed("write-cache", "OnOffAuto", "on/off/auto"));
-    becoming
-        .map(|property| property.listed)
-        .chain(settled)
-        .chain(cache)
-        .collect()
+    becoming.map(|property| property.listed).chain(settled).collect()
 }
 
 /// Properties of every virtio device on PCI that are as things are here.
@@ -151,9 +159,13 @@ const BLOCK: &[Settled] = &[
 /// Properties of network cards that are as things are here.
 const NET: &[Settled] = &[
     settled("failover", &["off"], "there is nothing to fail over to"),
-    settled("tx", &["bh", "timer"], "what the driver queues is sent at once"),
-    settled("x-txtimer", &[], "what the driver queues is sent at once"),
-    settled("x-txburst", &[], "what the driver queues is sent at once"),
+    settled(
+        "tx",
+        &["bh", "timer"],
+        "when frames are sent follows from how they come",
+    ),
+    settled("x-txtimer", &[], "when frames are sent follows from how they come"),
+    settled("x-txburst", &[], "when frames are sent follows from how they come"),
     settled("rss", &["off"], "there is no receive side scaling"),
     settled("hash", &["off"], "there is no receive side scaling"),
     settled("x-mtu-bypass-backend", &[], "the guest cannot tell"),
@@ -178,10 +190,10 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
     given.extend(pairs);
     let mut reader = Reader::new(device, given);
     let (mut options, mut references) = (Pairs::default(), Pairs::default());
-    for Property { listed, becomes, .. } in PROPERTIES {
+    for Property { listed, becomes, .. } in properties_of(device) {
         let key = listed.name;
         let Some(value) = reader.text(key) else { continue };
-        if !matches!(becomes, Becomes::Renamed(_)) {
+        if !matches!(becomes, Becomes::Renamed(_) | Becomes::WriteCache) {
             references.push(key, value.as_str());
         }
         match becomes {
@@ -200,15 +212,19 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
                 options.push(key, value);
             }
             Becomes::Rng => options.extend(rng(device, &value, backends)?),
+            Becomes::WriteCache => {
+                let cache = options.get("cache").unwrap_or("writeback");
+                let mode = cache_mode(cache, &value).ok_or_else(|| reader.invalid(key, &value, "on|off|auto"))?;
+                if mode != cache {
+                    options.push("cache", mode.to_owned());
+                }
+            }
         }
     }
     if !is_child {
         for (_, table) in SETTLED.iter().filter(|(prefix, _)| device.starts_with(prefix)) {
             reader.settle(table)?;
         }
-    }
-    if device.starts_with("virtio-blk") {
-        write_cache(&mut reader, &mut options)?;
     }
     options.extend(reader.rest());
     default_queues(device, &mut options, backends.cpus);
@@ -242,25 +258,21 @@ fn capture(netdev: &str, backends: &Backends) -> Option<(String, String)> {
     Some(("capture".to_owned(), dump.get("file")?.to_owned()))
 }
 
-/// `write-cache=`, which QEMU has at the device and we have in the word for `cache=`.
-fn write_cache(reader: &mut Reader, options: &mut Pairs) -> Result<(), ConfigError> {
-    let Some(value) = reader.text("write-cache").filter(|value| value != "auto") else {
-        return Ok(());
-    };
-    let on = match super::keyval::canonical(&value) {
+/// What `cache=` says with this `write-cache=`. `None` if that is none of its values.
+fn cache_mode<'a>(cache: &'a str, write_cache: &str) -> Option<&'a str> {
+    let on = match super::keyval::canonical(write_cache) {
         "on" => true,
         "off" => false,
-        _ => return Err(reader.invalid("write-cache", &value, "on|off|auto")),
+        "auto" => return Some(cache),
+        _ => return None,
     };
-    let mode = match (options.get("cache").unwrap_or("writeback"), on) {
+    Some(match (cache, on) {
         ("writeback" | "unsafe", false) => "writethrough",
         ("none", false) => "directsync",
         ("writethrough", true) => "writeback",
         ("directsync", true) => "none",
-        _ => return Ok(()),
-    };
-    options.push("cache", mode);
-    Ok(())
+        _ => cache,
+    })
 }
 
 /// What `key=id` of `device` refers to.
@@ -543,6 +555,9 @@ mod tests {
                 "disable-modern=off",
                 "disable-modern=off",
             ),
+            // What is of another device is refused by its name, with the options.
+            ("virtio-net-pci", "write-cache=off", "write-cache=off"),
+            ("virtio-rng-pci", "drive=d0", "drive=d0"),
         ] {
             assert_eq!(resolve(device, text), Ok(expected.to_owned()), "{device},{text}");
         }
