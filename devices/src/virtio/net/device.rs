@@ -17,6 +17,7 @@ use super::networks::Networks;
 use super::options::{self, NetConfig};
 use super::pair::Pair;
 use crate::io_thread::{IoThreads, WorkerHandle};
+use crate::threads;
 use crate::virtio::device::{ConfigInterrupt, Device, HostError, Negotiated, QueueStart};
 use crate::virtio::id::DeviceId;
 use crate::virtio::info::{Built, Control, DefaultVectors, DeviceInfo, Host, class};
@@ -93,8 +94,9 @@ impl Net {
         card.reset();
         let mut pairs = Vec::new();
         let mut data_paths = data_paths.into_iter();
+        let shares_cpu = threads::share_one_cpu();
         for (number, (endpoint, nudge)) in (0..).zip(endpoints.into_iter().zip(nudges)) {
-            let pair = Pair::new(number, card.clone(), endpoint, data_paths.next(), nudge)?;
+            let pair = Pair::new(number, card.clone(), endpoint, data_paths.next(), nudge, shares_cpu)?;
             pairs.push(Some(threads.for_queue(number).add(pair)?));
         }
         Ok(Self {

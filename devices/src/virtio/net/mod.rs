@@ -11,6 +11,7 @@
 mod announce;
 pub mod backend;
 mod card;
+mod coalescing;
 mod config;
 mod control;
 mod data_path;

@@ -16,6 +16,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::announce::{self, Announcement};
 use super::backend::{Endpoint, Event, Wanted};
 use super::card::Card;
+use super::coalescing::Coalescing;
 use super::data_path::DataPath;
 use super::filter::Filter;
 use super::published::Copied;
@@ -27,13 +28,39 @@ use crate::virtio::virtq::{GuestFault, QueueState};
 
 /// Tokens of our own; those of the endpoint are below.
 const RX_KICK: u32 = 1 << 16;
-const TX_KICK: u32 = RX_KICK + 1;
+pub(super) const TX_KICK: u32 = RX_KICK + 1;
 const NUDGE: u32 = RX_KICK + 2;
 const TIMER: u32 = RX_KICK + 3;
+pub(super) const LOOK: u32 = RX_KICK + 4;
 
 /// Frames of each direction in one round, so that neither starves the other nor other workers
 /// (QEMU's TX_BURST).
 const BURST: usize = 256;
+
+/// Looks at the transmit queue without a kick.
+struct Looks {
+    coalescing: Coalescing,
+    timer: TimerFd,
+}
+
+impl Looks {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            coalescing: Coalescing::default(),
+            timer: TimerFd::new()?,
+        })
+    }
+
+    /// Takes the next look after `wait`, if there is to be one.
+    fn take_after(&mut self, wait: Option<Duration>) {
+        if let Some(wait) = wait
+            && let Err(error) = self.timer.reset(wait, None)
+        {
+            tracing::error!("virtio-net: a timer does not start, frames are sent at kicks: {error}");
+            self.coalescing = Coalescing::default();
+        }
+    }
+}
 
 /// See the [module](self).
 pub(super) struct Pair {
@@ -50,6 +77,8 @@ pub(super) struct Pair {
     nudge: Arc<EventFd>,
     timer: TimerFd,
     announcement: Option<Announcement>,
+    /// Where the thread shares the guest's CPU.
+    looks: Option<Looks>,
     wanted: Wanted,
     /// What is watched has to change.
     changed: bool,
@@ -58,14 +87,16 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// The worker of pair `number`.
+    /// The worker of pair `number`, on a thread that shares the guest's CPU or has another.
     pub(super) fn new(
         number: u16,
         card: Arc<Card>,
         endpoint: Box<dyn Endpoint>,
         data_path: Option<Box<dyn DataPath>>,
         nudge: Arc<EventFd>,
+        shares_cpu: bool,
     ) -> io::Result<Self> {
+        let looks = (shares_cpu && data_path.is_none()).then(Looks::new).transpose()?;
         Ok(Self {
             number,
             filter: card.filter.copy(),
@@ -78,6 +109,7 @@ impl Pair {
             nudge,
             timer: TimerFd::new().map_err(io::Error::from)?,
             announcement: None,
+            looks,
             wanted: Wanted {
                 receive: true,
                 send: false,
@@ -98,6 +130,9 @@ impl Pair {
             self.rx = Some(RxQueue::new(start, header));
         } else {
             self.tx = Some(TxQueue::new(start, header));
+            if let Some(looks) = &mut self.looks {
+                looks.coalescing = Coalescing::default();
+            }
         }
         // It may have been dropped for want of a queue.
         self.wanted.receive = true;
@@ -153,10 +188,11 @@ impl Pair {
         let (card, index) = (&self.card, tx.index);
         let mut report = |fault| report(card, index, &fault);
         let mut blocked = false;
+        let mut frames = 0;
         for _ in 0..BURST {
             let endpoint = link.then_some(self.endpoint.as_mut());
             match tx.send(endpoint, &mut report) {
-                Sent::One => {}
+                Sent::One => frames += 1,
                 Sent::Nothing => break,
                 Sent::Blocked => {
                     blocked = true;
@@ -168,7 +204,26 @@ impl Pair {
         if !self.flush() {
             self.want_to_send(blocked);
         }
+        // Of several pairs another may have the answers.
+        if let Some(looks) = self.looks.as_mut().filter(|_| self.card.active_pairs() == 1) {
+            let wait = looks.coalescing.sent(frames);
+            looks.take_after(wait);
+        }
         true
+    }
+
+    /// Whether frames of the driver are looked for by the clock.
+    fn sends_by_the_clock(&self) -> bool {
+        self.looks.as_ref().is_some_and(|looks| looks.coalescing.is_on())
+    }
+
+    /// Sends what has come since the last look.
+    fn look(&mut self) {
+        self.pass();
+        if let Some(looks) = &mut self.looks {
+            let wait = looks.coalescing.looked();
+            looks.take_after(wait);
+        }
     }
 
     /// Sends what the endpoint kept back. Returns whether some of it has to wait.
@@ -191,7 +246,7 @@ impl Pair {
         if !self.readable {
             return false;
         }
-        let mut any = false;
+        let mut frames = 0;
         let mut outcome = Received::One;
         if !link {
             for _ in 0..BURST {
@@ -210,9 +265,14 @@ impl Pair {
                 if outcome != Received::One {
                     break;
                 }
-                any = true;
+                frames += 1;
             }
             rx.publish();
+            if frames > 0
+                && let Some(looks) = &mut self.looks
+            {
+                looks.coalescing.received(frames);
+            }
         } else {
             return false;
         }
@@ -221,7 +281,7 @@ impl Pair {
             self.wanted.receive = true;
             self.changed = true;
         }
-        any || !link && outcome == Received::One
+        frames > 0 || !link && outcome == Received::One
     }
 
     /// Whether a pass would find something to do without asking the host.
@@ -279,6 +339,7 @@ impl Worker for Pair {
         if self.number == 0 {
             sources.push(Source::input(&self.timer, TIMER));
         }
+        sources.extend(self.looks.iter().map(|looks| Source::input(&looks.timer, LOOK)));
         sources.extend(self.rx.iter().map(|rx| Source::input(&rx.kick, RX_KICK)));
         sources.extend(self.tx.iter().map(|tx| Source::input(&tx.kick, TX_KICK)));
         sources
@@ -306,6 +367,7 @@ impl Worker for Pair {
             RX_KICK | TX_KICK => {}
             NUDGE => self.look_for_announcement(),
             TIMER => self.announce(),
+            LOOK => return self.look(),
             token => {
                 self.endpoint.ready(token);
                 if self.readable && self.wanted.receive && !self.has_work() {
@@ -328,10 +390,18 @@ impl Worker for Pair {
             return true;
         }
         let active = self.is_active();
-        let (send, receive) = (active && !self.wanted.send, active && self.readable);
+        let send = active && !self.wanted.send && !self.sends_by_the_clock();
+        let receive = active && self.readable;
         let sent = self.tx.as_mut().filter(|_| send).is_some_and(TxQueue::arm);
         let room = self.rx.as_mut().filter(|_| receive).is_some_and(RxQueue::arm);
         sent || room
+    }
+
+    fn drain(&mut self) {
+        // A kick would have come before the end.
+        if self.sends_by_the_clock() {
+            self.pass();
+        }
     }
 
     fn panicked(&mut self) {

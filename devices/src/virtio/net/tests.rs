@@ -12,11 +12,13 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::backend::{Backend, Capabilities, Endpoint, Offloads, Opened, Wanted};
+use super::card::Card;
 use super::device::Net;
 use super::networks::Networks;
 use super::options::{NetConfig, OPTIONS};
+use super::pair::{LOOK, Pair, TX_KICK};
 use super::receive::ReceiveBuffers;
-use crate::io_thread::{IoThreads, PollPolicy, Source};
+use crate::io_thread::{IoThread, IoThreads, PollPolicy, Source, Worker};
 use crate::memory::GuestMemory;
 use crate::virtio::device::{ConfigInterrupt, Device, Negotiated, QueueInterrupt, QueueStart};
 use crate::virtio::interrupt::{Interrupts, MsixSender};
@@ -193,24 +195,29 @@ impl Driver {
         self.rings.clear();
         self.kicks.clear();
         for (index, size) in (0..).zip(self.device.queue_sizes_for(features)) {
-            let ring = DriverRing::modern(self.memory.clone(), 0x8000 * (1 + u64::from(index)), size);
-            let virtq = Virtq::new(
-                self.memory.clone(),
-                ring.config(),
-                RingFeatures::from_negotiated(features),
-                QueueState::default(),
-            );
-            let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-            let start = QueueStart {
-                index,
-                ring: virtq.unwrap(),
-                kick: kick.clone(),
-                interrupt: QueueInterrupt::new(self.interrupts.clone(), index),
-                negotiated: Negotiated { features },
-            };
+            let start = self.queue(index, size, features);
             self.device.start_queue(start).unwrap();
-            self.rings.push(ring);
-            self.kicks.push(kick);
+        }
+    }
+
+    /// Sets up the next queue.
+    fn queue(&mut self, index: u16, size: u16, features: u64) -> QueueStart {
+        let ring = DriverRing::modern(self.memory.clone(), 0x8000 * (1 + u64::from(index)), size);
+        let virtq = Virtq::new(
+            self.memory.clone(),
+            ring.config(),
+            RingFeatures::from_negotiated(features),
+            QueueState::default(),
+        );
+        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        self.rings.push(ring);
+        self.kicks.push(kick.clone());
+        QueueStart {
+            index,
+            ring: virtq.unwrap(),
+            kick,
+            interrupt: QueueInterrupt::new(self.interrupts.clone(), index),
+            negotiated: Negotiated { features },
         }
     }
 
@@ -526,4 +533,110 @@ fn a_queue_that_is_stopped_alone_goes_on_where_it_was() {
     driver.device.start_queue(start).unwrap();
     assert_eq!(driver.complete(0), 72);
     assert_eq!(driver.bytes(rooms[1], 10), [2; 10]);
+}
+
+/// A pair on a card of its own, on no thread, that shares the guest's CPU.
+struct LonePair {
+    driver: Driver,
+    pair: Pair,
+    frame: u64,
+}
+
+impl LonePair {
+    fn new() -> Self {
+        let features = MODERN | 0x00bf_ffe7;
+        let mut driver = Driver::new("", 1, false);
+        let config =
+            NetConfig::from_options(&Options::parse("net", "", &[OPTIONS, settings::OPTIONS]).unwrap()).unwrap();
+        let claim = Networks::default().macs.claim(config.mac);
+        let nudge = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let backend = Arc::new(FakeBackend(driver.far.clone()));
+        let card = Arc::new(Card::new(config, claim, backend, true, vec![nudge.clone()]));
+        card.reset();
+        card.activate(Negotiated { features });
+        let endpoint = Box::new(FakeEndpoint(driver.far.clone(), 0));
+        let mut pair = Pair::new(0, card, endpoint, None, nudge, true).unwrap();
+        let thread = IoThread::spawn("other", PollPolicy::OFF).unwrap();
+        for index in 0..2 {
+            pair.attach(driver.queue(index, 256, features), &thread).unwrap();
+        }
+        pair.started();
+        let frame = driver.place(&[9; 72]);
+        let mut pair = Self { driver, pair, frame };
+        pair.serve(None);
+        pair
+    }
+
+    fn post(&mut self) {
+        self.driver.rings[1].post(&[Buffer::readable(self.frame, 72)]).unwrap();
+    }
+
+    /// What the thread does between two sleeps. Returns how many frames have gone.
+    fn serve(&mut self, token: Option<u32>) -> usize {
+        if let Some(token) = token {
+            self.pair.ready(token);
+        }
+        assert!(!self.pair.before_sleep());
+        self.driver.rings[1].drain_used();
+        self.driver.sent(0).len()
+    }
+
+    fn receive(&mut self) {
+        self.driver.post_room(0, 2000);
+        self.driver.arrive(0, &[2; 72]);
+        self.serve(Some(0));
+        assert_eq!(self.driver.rings[0].drain_used().len(), 1);
+    }
+
+    fn wants_kicks(&self) -> bool {
+        self.driver.rings[1].used_flags() & 1 == 0
+    }
+
+    /// Frames until kicks are not wanted any more.
+    fn stream(&mut self) {
+        for _ in 0..16 {
+            assert!(self.wants_kicks());
+            self.post();
+            assert_eq!(self.serve(Some(TX_KICK)), 1);
+        }
+        assert!(!self.wants_kicks());
+    }
+}
+
+#[test]
+fn frames_of_a_stream_are_sent_by_the_clock_where_there_is_one_cpu() {
+    let mut pair = LonePair::new();
+    pair.stream();
+    for frames in [5, 20, 3] {
+        (0..frames).for_each(|_| pair.post());
+        assert_eq!(pair.serve(Some(LOOK)), frames);
+        assert!(!pair.wants_kicks());
+    }
+    assert_eq!([0; 3].map(|_| pair.serve(Some(LOOK))), [0; 3]);
+    assert!(pair.wants_kicks(), "the stream has ended");
+    pair.stream();
+    pair.receive();
+    assert!(!pair.wants_kicks(), "an acknowledgement");
+    pair.receive();
+    assert!(pair.wants_kicks(), "a conversation");
+}
+
+#[test]
+fn frames_of_a_conversation_are_sent_at_kicks_where_there_is_one_cpu() {
+    let mut pair = LonePair::new();
+    for _ in 0..100 {
+        pair.post();
+        assert_eq!(pair.serve(Some(TX_KICK)), 1);
+        assert!(pair.wants_kicks());
+        pair.receive();
+    }
+}
+
+#[test]
+fn frames_that_wait_for_the_clock_leave_before_the_queue_stops() {
+    let mut pair = LonePair::new();
+    pair.stream();
+    pair.post();
+    pair.pair.drain();
+    assert_eq!(pair.driver.sent(0).len(), 1);
 }
