@@ -3,7 +3,7 @@
 //! Chains are taken ahead, as many as the largest of the latest frames needed, and the host reads the
 //! next frame straight into them. What is left over goes to the next frame. A frame that is larger
 //! goes on in the spill, a buffer of our own, and is copied from there into further chains as soon
-//! as the driver has posted them.
+//! as the driver has posted them. A frame that an endpoint has in memory is copied into its chains.
 
 #![forbid(unsafe_code)]
 
@@ -159,6 +159,14 @@ impl RxQueue {
         if self.posted.is_empty() {
             return Received::NoRoom;
         }
+        if self.header.added() == self.header.len()
+            && let Some(next) = endpoint.next_frame()
+        {
+            return match next {
+                Ok(frame) => self.take(frame, spill, filter, report),
+                Err(error) => nothing(&error),
+            };
+        }
         let chains = self.gather();
         let mut buffers = ReceiveBuffers::new(&mut self.iovec, spill);
         let len = match endpoint.receive(&mut buffers) {
@@ -188,6 +196,51 @@ impl RxQueue {
             return Received::One;
         }
         self.deliver(Landed { len, spilled, chains }, spill, report)
+    }
+
+    /// Gives a frame without a header to the driver, or keeps it until there are chains for all of it.
+    fn take(
+        &mut self,
+        frame: &[u8],
+        spill: &mut [u8],
+        filter: &Filter,
+        report: &mut dyn FnMut(GuestFault),
+    ) -> Received {
+        if frame.is_empty() || !filter.passes(frame.get(..LOOKED_AT).unwrap_or(frame)) {
+            return Received::One;
+        }
+        let len = self.header.len() + frame.len();
+        self.post(len, report);
+        if self.room < len {
+            if !self.header.is_mergeable() {
+                return Received::One;
+            }
+            let Some(kept) = spill.get_mut(..frame.len()) else {
+                return Received::One;
+            };
+            kept.copy_from_slice(frame);
+            self.landed = Some(Landed {
+                len,
+                spilled: frame.len(),
+                chains: 0,
+            });
+            return Received::NoRoom;
+        }
+        let chains = self.chains_for(len);
+        let (_, header, end) = self.header.finish(chains);
+        let mut header = header.get(..end).unwrap_or_default();
+        let mut rest = frame;
+        for _ in 0..chains {
+            let Some(chain) = self.posted.pop_front() else { break };
+            self.room -= chain.writable_bytes();
+            let mut writer = chain.writer();
+            writer.write(std::mem::take(&mut header));
+            let copied = writer.write(rest);
+            rest = rest.get(copied..).unwrap_or_default();
+            let written = writer.written();
+            self.ring.push(chain, written);
+        }
+        Received::One
     }
 
     /// Takes chains until they have room for `wanted` bytes; one that can do without others takes
@@ -256,7 +309,9 @@ impl RxQueue {
             return Received::NoRoom;
         }
         self.landed = None;
-        self.copy_spill(landed, spill);
+        if landed.spilled > 0 {
+            self.copy_spill(landed, spill);
+        }
         let chains = self.chains_for(landed.len);
         if let Some(first) = self.posted.front() {
             let (start, header, end) = self.header.finish(chains);
@@ -266,7 +321,8 @@ impl RxQueue {
             writer.write(header.get(start..end).unwrap_or_default());
         }
         let mut left = landed.len;
-        for chain in self.posted.drain(..usize::from(chains)) {
+        for _ in 0..chains {
+            let Some(chain) = self.posted.pop_front() else { break };
             let room = chain.writable_bytes();
             let written = room.min(left);
             left -= written;

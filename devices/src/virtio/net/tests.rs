@@ -53,6 +53,8 @@ struct Far {
     calls: Mutex<Vec<Call>>,
     lines: Vec<(Mutex<Line>, EventFd)>,
     refuses_offloads: bool,
+    /// Frames are in memory, without a header.
+    in_memory: bool,
 }
 
 struct FakeBackend(Arc<Far>);
@@ -64,7 +66,7 @@ impl Backend for FakeBackend {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            vnet_header: true,
+            vnet_header: !self.0.in_memory,
             ufo: true,
             uso: true,
         }
@@ -89,7 +91,7 @@ impl Backend for FakeBackend {
     }
 }
 
-struct FakeEndpoint(Arc<Far>, usize);
+struct FakeEndpoint(Arc<Far>, usize, Vec<u8>);
 
 impl FakeEndpoint {
     fn with<R>(&self, change: impl FnOnce(&mut Line) -> R) -> R {
@@ -114,6 +116,17 @@ impl Endpoint for FakeEndpoint {
     fn receive(&mut self, buffers: &mut ReceiveBuffers<'_>) -> io::Result<usize> {
         let frame = self.with(|line| line.incoming.pop_front());
         Ok(buffers.copy_from(&frame.ok_or(io::ErrorKind::WouldBlock)?))
+    }
+
+    fn next_frame(&mut self) -> Option<io::Result<&[u8]>> {
+        if !self.0.in_memory {
+            return None;
+        }
+        let frame = self.with(|line| line.incoming.pop_front());
+        Some(frame.ok_or(io::ErrorKind::WouldBlock.into()).map(|frame| {
+            self.2 = frame;
+            self.2.as_slice()
+        }))
     }
 
     fn send(&mut self, frame: &GuestIoVec) -> io::Result<()> {
@@ -157,13 +170,18 @@ struct Driver {
 
 impl Driver {
     fn new(options: &str, pairs: usize, refuses_offloads: bool) -> Self {
+        Self::connected(options, pairs, refuses_offloads, false)
+    }
+
+    fn connected(options: &str, pairs: usize, refuses_offloads: bool, in_memory: bool) -> Self {
         let line = |_| (Mutex::default(), EventFd::new(EFD_NONBLOCK).unwrap());
         let far = Arc::new(Far {
             calls: Mutex::default(),
             lines: (0..pairs).map(line).collect(),
             refuses_offloads,
+            in_memory,
         });
-        let endpoint = |number| Box::new(FakeEndpoint(far.clone(), number)) as Box<dyn Endpoint>;
+        let endpoint = |number| Box::new(FakeEndpoint(far.clone(), number, Vec::new())) as Box<dyn Endpoint>;
         let opened = Opened {
             backend: Arc::new(FakeBackend(far.clone())),
             endpoints: (0..pairs).map(endpoint).collect(),
@@ -554,7 +572,7 @@ impl LonePair {
         let card = Arc::new(Card::new(config, claim, backend, true, vec![nudge.clone()]));
         card.reset();
         card.activate(Negotiated { features });
-        let endpoint = Box::new(FakeEndpoint(driver.far.clone(), 0));
+        let endpoint = Box::new(FakeEndpoint(driver.far.clone(), 0, Vec::new()));
         let mut pair = Pair::new(0, card, endpoint, None, nudge, true).unwrap();
         let thread = IoThread::spawn("other", PollPolicy::OFF).unwrap();
         for index in 0..2 {
@@ -639,4 +657,51 @@ fn frames_that_wait_for_the_clock_leave_before_the_queue_stops() {
     pair.post();
     pair.pair.drain();
     assert_eq!(pair.driver.sent(0).len(), 1);
+}
+
+/// A card whose frames are in memory when they come.
+fn driver_with_frames_in_memory(features: u64) -> Driver {
+    let mut driver = Driver::connected("", 1, false, true);
+    driver.start(features);
+    driver
+}
+
+#[test]
+fn a_frame_in_memory_fills_as_many_chains_as_it_needs_and_waits_for_them() {
+    let mut driver = driver_with_frames_in_memory(MODERN | 0x00bf_8024);
+    let first = driver.post_room(0, 100);
+    let second = driver.post_room(0, 100);
+    let frame: Vec<u8> = (0..200).collect();
+    driver.arrive(0, &frame);
+    driver.arrive(0, &frame[..60]);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(driver.rings[0].next_used(), None, "212 bytes with the header");
+    let third = driver.post_room(0, 100);
+    let lengths = [0; 3].map(|_| driver.complete(0));
+    assert_eq!(lengths, [100, 100, 12]);
+    assert_eq!(driver.bytes(first, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0]);
+    let landed = [
+        driver.bytes(first + 12, 88),
+        driver.bytes(second, 100),
+        driver.bytes(third, 12),
+    ];
+    assert_eq!(landed.concat(), frame);
+    let fourth = driver.post_room(0, 100);
+    assert_eq!(driver.complete(0), 72, "the next frame has waited with the host");
+    assert_eq!(driver.bytes(fourth + 10, 2), [1, 0]);
+    assert_eq!(driver.bytes(fourth + 12, 60), frame[..60]);
+}
+
+#[test]
+fn a_frame_in_memory_is_filtered_and_fits_or_is_lost_like_any_other() {
+    let mut driver = driver_with_frames_in_memory(MODERN | 0x00bf_0024);
+    assert_eq!(driver.command(0, 0, &[0]), 0, "not promiscuous");
+    let room = driver.post_room(0, 100);
+    driver.arrive(0, &[0x42; 60]);
+    driver.arrive(0, &[]);
+    driver.arrive(0, &[0xff; 89]);
+    driver.arrive(0, &[&[0xff; 6][..], &[7; 82]].concat());
+    assert_eq!(driver.complete(0), 100, "to all, and as long as there is room");
+    assert_eq!(driver.bytes(room, 18), [&[0; 10][..], &[1, 0], &[0xff; 6]].concat());
+    assert_eq!(driver.bytes(room + 18, 82), [7; 82]);
 }

@@ -171,6 +171,15 @@ pub trait Endpoint: Send {
     /// `WouldBlock` if there is none. Others are reported and taken for `WouldBlock`.
     fn receive(&mut self, buffers: &mut ReceiveBuffers<'_>) -> io::Result<usize>;
 
+    /// The next frame, if this endpoint has its frames in memory and they carry no header: then it is copied into the guest's
+    /// buffers without a list of them for the kernel. `None` if they are to be [received](Self::receive).
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    fn next_frame(&mut self) -> Option<io::Result<&[u8]>> {
+        None
+    }
+
     /// Sends one frame of at most [`MAX_FRAME`] bytes, the header in front if frames carry one. An
     /// endpoint may keep a copy and send it with others at the next [`Self::flush`].
     ///

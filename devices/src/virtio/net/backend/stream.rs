@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -157,6 +158,34 @@ impl Stream {
         self.outgoing.clear();
     }
 
+    /// The next frame. Only `WouldBlock` comes out.
+    fn next(&mut self) -> io::Result<&[u8]> {
+        let frame = loop {
+            match self.incoming.next_frame() {
+                Next::Frame(frame) => break frame,
+                Next::Oversized(len) => {
+                    tracing::warn!("virtio-net: the far end sent a frame of {len} bytes; disconnected");
+                    self.disconnect();
+                    continue;
+                }
+                Next::Incomplete => {}
+            }
+            let Some(connection) = &self.connection else {
+                return Err(io::ErrorKind::WouldBlock.into());
+            };
+            match self.incoming.read_from(connection) {
+                Ok(0) => self.disconnect(),
+                Ok(_) => {}
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Err(error),
+                    io::ErrorKind::Interrupted => {}
+                    _ => self.disconnect(),
+                },
+            }
+        };
+        Ok(self.incoming.bytes.get(frame).unwrap_or_default())
+    }
+
     /// Sends what is waiting. Only `WouldBlock` comes out.
     fn push_out(&mut self) -> io::Result<()> {
         let Some(connection) = &self.connection else {
@@ -199,29 +228,11 @@ impl Endpoint for Stream {
     }
 
     fn receive(&mut self, buffers: &mut ReceiveBuffers<'_>) -> io::Result<usize> {
-        loop {
-            match self.incoming.next_frame() {
-                Next::Frame(frame) => return Ok(buffers.copy_from(frame)),
-                Next::Oversized(len) => {
-                    tracing::warn!("virtio-net: the far end sent a frame of {len} bytes; disconnected");
-                    self.disconnect();
-                    continue;
-                }
-                Next::Incomplete => {}
-            }
-            let Some(connection) = &self.connection else {
-                return Err(io::ErrorKind::WouldBlock.into());
-            };
-            match self.incoming.read_from(connection) {
-                Ok(0) => self.disconnect(),
-                Ok(_) => {}
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => return Err(error),
-                    io::ErrorKind::Interrupted => {}
-                    _ => self.disconnect(),
-                },
-            }
-        }
+        self.next().map(|frame| buffers.copy_from(frame))
+    }
+
+    fn next_frame(&mut self) -> Option<io::Result<&[u8]>> {
+        Some(self.next())
     }
 
     fn send(&mut self, frame: &GuestIoVec) -> io::Result<()> {
@@ -259,8 +270,9 @@ struct Incoming {
 }
 
 /// What lies at the front.
-enum Next<'a> {
-    Frame(&'a [u8]),
+enum Next {
+    /// A frame, by its place.
+    Frame(Range<usize>),
     Incomplete,
     Oversized(usize),
 }
@@ -279,7 +291,7 @@ impl Incoming {
     }
 
     /// Takes the next frame out, if all of it is there.
-    fn next_frame(&mut self) -> Next<'_> {
+    fn next_frame(&mut self) -> Next {
         let held = self.bytes.get(self.start..self.end).unwrap_or_default();
         let Some((prefix, rest)) = held.split_first_chunk::<PREFIX>() else {
             return Next::Incomplete;
@@ -288,13 +300,12 @@ impl Incoming {
         if len > MAX_FRAME {
             return Next::Oversized(len);
         }
-        match rest.get(..len) {
-            Some(frame) => {
-                self.start += PREFIX + len;
-                Next::Frame(frame)
-            }
-            None => Next::Incomplete,
+        if len > rest.len() {
+            return Next::Incomplete;
         }
+        let start = self.start + PREFIX;
+        self.start = start + len;
+        Next::Frame(start..self.start)
     }
 
     /// Reads as much as there is room for. What is held goes to the front first: it is less than a
