@@ -249,6 +249,9 @@ impl Pair {
         let mut frames = 0;
         let mut outcome = Received::One;
         if !link {
+            if let Some(rx) = &mut self.rx {
+                rx.lose_landed();
+            }
             for _ in 0..BURST {
                 outcome = rx::discard(self.endpoint.as_mut(), &mut self.spill);
                 if outcome != Received::One {

@@ -144,6 +144,11 @@ impl RxQueue {
         self.ring.disable_notify();
     }
 
+    /// The cable is out: a frame that waits for chains is lost too, and with it what is in the spill.
+    pub(super) fn lose_landed(&mut self) {
+        self.landed = None;
+    }
+
     /// Receives one frame that `filter` lets through.
     pub(super) fn receive(
         &mut self,

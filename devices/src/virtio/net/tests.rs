@@ -705,3 +705,19 @@ fn a_frame_in_memory_is_filtered_and_fits_or_is_lost_like_any_other() {
     assert_eq!(driver.bytes(room, 18), [&[0; 10][..], &[1, 0], &[0xff; 6]].concat());
     assert_eq!(driver.bytes(room + 18, 82), [7; 82]);
 }
+
+#[test]
+fn a_frame_that_waits_for_chains_is_lost_with_the_cable() {
+    let mut driver = driver_with_frames_in_memory(MODERN | 0x00bf_8024);
+    let all_taken = |driver: &Driver| wait_for(|| driver.line(0, |line| line.incoming.is_empty().then_some(())));
+    let room = driver.post_room(0, 100);
+    driver.arrive(0, &[1; 200]);
+    all_taken(&driver);
+    driver.device.control().set_link(false);
+    driver.arrive(0, &[2; 60]);
+    all_taken(&driver);
+    driver.device.control().set_link(true);
+    driver.arrive(0, &[3; 60]);
+    assert_eq!(driver.complete(0), 72);
+    assert_eq!(driver.bytes(room + 12, 60), [3; 60]);
+}

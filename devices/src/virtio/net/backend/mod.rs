@@ -171,8 +171,9 @@ pub trait Endpoint: Send {
     /// `WouldBlock` if there is none. Others are reported and taken for `WouldBlock`.
     fn receive(&mut self, buffers: &mut ReceiveBuffers<'_>) -> io::Result<usize>;
 
-    /// The next frame, if this endpoint has its frames in memory and they carry no header: then it is copied into the guest's
-    /// buffers without a list of them for the kernel. `None` if they are to be [received](Self::receive).
+    /// The next frame, if this endpoint has its frames in memory and they carry no header: then it is
+    /// copied into the guest's buffers without a list of them for the kernel. `None` if they are to
+    /// be [received](Self::receive).
     ///
     /// # Errors
     /// As [`Self::receive`].
