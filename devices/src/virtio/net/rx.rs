@@ -215,14 +215,12 @@ impl RxQueue {
             return Received::One;
         }
         let len = self.header.len() + frame.len();
-        self.post(len, report);
         if self.room < len {
-            if !self.header.is_mergeable() {
-                return Received::One;
-            }
-            let Some(kept) = spill.get_mut(..frame.len()) else {
-                return Received::One;
-            };
+            self.post(len, report);
+        }
+        if self.room < len {
+            let kept = spill.get_mut(..frame.len()).filter(|_| self.header.is_mergeable());
+            let Some(kept) = kept else { return Received::One };
             kept.copy_from_slice(frame);
             self.landed = Some(Landed {
                 len,
@@ -235,16 +233,16 @@ impl RxQueue {
         let (_, header, end) = self.header.finish(chains);
         let mut header = header.get(..end).unwrap_or_default();
         let mut rest = frame;
-        for _ in 0..chains {
-            let Some(chain) = self.posted.pop_front() else { break };
-            self.room -= chain.writable_bytes();
+        for index in 0..chains {
+            let Some(chain) = self.posted.get(usize::from(index)) else {
+                break;
+            };
             let mut writer = chain.writer();
             writer.write(std::mem::take(&mut header));
             let copied = writer.write(rest);
             rest = rest.get(copied..).unwrap_or_default();
-            let written = writer.written();
-            self.ring.push(chain, written);
         }
+        self.give_back(chains, len);
         Received::One
     }
 
@@ -325,7 +323,13 @@ impl RxQueue {
             let _ = writer.skip(start);
             writer.write(header.get(start..end).unwrap_or_default());
         }
-        let mut left = landed.len;
+        self.give_back(chains, landed.len);
+        Received::One
+    }
+
+    /// Uses the first `chains` of those posted, which hold a frame of `len` bytes.
+    fn give_back(&mut self, chains: u16, len: usize) {
+        let mut left = len;
         for _ in 0..chains {
             let Some(chain) = self.posted.pop_front() else { break };
             let room = chain.writable_bytes();
@@ -334,7 +338,6 @@ impl RxQueue {
             self.room -= room;
             self.ring.push(chain, u32::try_from(written).unwrap_or(u32::MAX));
         }
-        Received::One
     }
 
     /// Copies what the host could not put into chains into those behind the ones it filled.
@@ -355,12 +358,14 @@ impl RxQueue {
     /// How many of the posted chains a frame of `len` bytes fills; it is known to fit.
     fn chains_for(&self, len: usize) -> u16 {
         let mut left = len;
-        let chains = self.posted.iter().take_while(|chain| {
-            let needed = left > 0;
+        let mut chains = 0;
+        while left > 0
+            && let Some(chain) = self.posted.get(usize::from(chains))
+        {
             left = left.saturating_sub(chain.writable_bytes());
-            needed
-        });
-        chains.count() as u16
+            chains += 1;
+        }
+        chains
     }
 
     /// Shows the driver what was delivered.
