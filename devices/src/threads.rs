@@ -3,14 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::sync::LazyLock;
 use std::thread::{self, Builder, JoinHandle};
 
 /// Bytes of a thread's stack. Less than a huge page, so that the kernel does not fill one for each of them.
 pub const STACK: usize = 1 << 20;
 
-/// Whether all threads of this process have one CPU, or the time of one.
+/// Whether all threads of this process have one CPU, or the time of one, as it was when this was asked first.
 pub fn share_one_cpu() -> bool {
-    thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1)
+    static ONE: LazyLock<bool> = LazyLock::new(|| thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1));
+    *ONE
 }
 
 /// Starts a thread that is called `name`, of which the process list shows 15 characters.
