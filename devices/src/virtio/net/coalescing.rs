@@ -1,11 +1,13 @@
 //! When the transmit queue is looked at by the clock instead of at kicks.
 //!
-//! A thread that shares the only CPU with the guest is given that CPU at each kick, and finds the one frame that the driver
-//! has just queued: a stream of small frames costs an exit and two changes of thread for each of them. Once kicks have
-//! brought few frames many times in a row, with next to nothing coming in, nobody waits for an answer to each of these
-//! frames; the driver is then asked for no more kicks, and the queue is looked at after a while, until a look finds next to
-//! nothing. QEMU has `tx=timer` for this, which delays all frames; here those that are part of a conversation go at once,
-//! and so do those of a sender that waits until its frames have gone.
+//! A thread that shares the only CPU with the guest is given that CPU at each kick, and finds the
+//! one frame that the driver has just queued: a stream of small frames costs an exit and two changes
+//! of thread for each of them. Once kicks have brought few frames many times in a row, with next to
+//! nothing coming in, nobody waits for an answer to each of these frames; the driver is then asked
+//! for no more kicks, and the queue is looked at after a while, until several looks in a row have
+//! found next to nothing. QEMU has `tx=timer` for this, which delays all frames; here those that are
+//! part of a conversation go at once, and so do those of a sender that waits until its frames have
+//! gone.
 
 #![forbid(unsafe_code)]
 
@@ -19,12 +21,13 @@ const STREAM: usize = 16;
 /// The same kicks, at most, for a sender that turned out to wait for its frames.
 const LONGEST_STREAM: usize = 1024;
 
-/// How long frames wait at first and at most. QEMU's `tx=timer` has 150 µs for all frames (hw/net/virtio-net.c).
+/// How long frames wait at first and at most. QEMU's `tx=timer` has 150 µs for all frames
+/// (hw/net/virtio-net.c).
 const LONGEST: Duration = Duration::from_micros(300);
 const SHORTEST: Duration = Duration::from_micros(25);
 
-/// Looks in a row with few frames that end it: their sender may be waiting until they have gone. It is not one look, for
-/// the far end may have had the CPU before it.
+/// Looks in a row with few frames that end it: their sender may be waiting until they have gone. It
+/// is not one look, for the far end may have had the CPU before it.
 const DISAPPOINTMENTS: usize = 3;
 /// Frames that a look should find, from and to: enough for its price, and far from what fills a queue.
 const ENOUGH: usize = 8;
@@ -66,7 +69,8 @@ impl Coalescing {
         self.wait.is_some()
     }
 
-    /// The driver's frames, so many of them, were sent. Returns when to look for the first time, if that is how it goes on.
+    /// The driver's frames, so many of them, were sent. Returns when to look for the first time, if
+    /// that is how it goes on.
     pub(super) fn sent(&mut self, frames: usize) -> Option<Duration> {
         self.unanswered = self.unanswered.saturating_add(frames);
         if self.is_on() {
@@ -108,7 +112,8 @@ impl Coalescing {
         self.wait
     }
 
-    /// So many frames came in. If few were sent for each, what is sent next may be an answer, or ask for one.
+    /// So many frames came in. If few were sent for each, what is sent next may be an answer, or ask
+    /// for one.
     pub(super) fn received(&mut self, frames: usize) {
         if self.unanswered < frames.saturating_mul(STREAM) {
             *self = Self::default();

@@ -1,8 +1,9 @@
 //! virtio-net (device id 1): a network card. Virtio 1.3, section 5.1.
 //!
 //! A frame goes between a chain of the driver and an endpoint of the [`backend`]: [`rx`] and [`tx`]
-//! do so for one queue each, and [`pair`] is the worker that runs both on an I/O thread. [`control`]
-//! answers the driver's commands. What they share is the [`card`]: addresses, link, and the
+//! do so for one queue each, and [`pair`] is the worker that runs both on an I/O thread; where that
+//! thread shares the guest's CPU, [`coalescing`] says when it looks for frames. [`control`] answers
+//! the driver's commands. What they share is the [`card`]: addresses, link, and the
 //! [`filter`] for received frames. [`device`] is what the transport sees, [`management`] what the
 //! user can ask for while it runs.
 
