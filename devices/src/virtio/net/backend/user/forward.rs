@@ -32,14 +32,14 @@ pub struct Forward {
 
 impl Forward {
     /// How it is spelled.
-    pub const SPELLING: &str = "tcp|udp:[HOSTADDR]:HOSTPORT-:GUESTPORT, such as tcp:127.0.0.1:8080-:80";
+    pub const SPELLING: &str = "tcp|udp:[HOSTADDR:]HOSTPORT-:GUESTPORT, such as tcp:8080-:80 or tcp:127.0.0.1:8080-:80";
 
     /// Reads one; `None` for what is not spelled like one.
     pub fn parse(text: &str) -> Option<Self> {
         let (protocol, rest) = text.split_once(':')?;
         let (host, guest) = rest.split_once('-')?;
-        let (address, host_port) = end(host)?;
-        let (guest_address, guest_port) = end(guest)?;
+        let (address, host_port) = end(host.rsplit_once(':').unwrap_or(("", host)))?;
+        let (guest_address, guest_port) = end(guest.rsplit_once(':')?)?;
         let protocol = match protocol {
             "tcp" | "" => Protocol::Tcp,
             "udp" => Protocol::Udp,
@@ -66,9 +66,8 @@ impl Forward {
     }
 }
 
-/// `[ADDRESS]:PORT`; an address of IPv6 stands in brackets.
-fn end(text: &str) -> Option<(Option<IpAddr>, u16)> {
-    let (address, port) = text.rsplit_once(':')?;
+/// An address, or nothing, and a port; an address of IPv6 stands in brackets.
+fn end((address, port): (&str, &str)) -> Option<(Option<IpAddr>, u16)> {
     let port = port.parse().ok().filter(|port| *port != 0)?;
     let address = match address {
         "" => None,
@@ -93,6 +92,8 @@ mod tests {
     #[test]
     fn forwards_are_passed_on_as_passt_spells_them() {
         assert_eq!(arguments("tcp::8080-:80"), "--tcp-ports 8080:80");
+        assert_eq!(arguments("tcp:8080-:80"), "--tcp-ports 8080:80");
+        assert_eq!(arguments("udp:53-10.0.2.15:5353"), "--udp-ports 53:5353");
         assert_eq!(arguments("::2222-:22"), "--tcp-ports 2222:22");
         assert_eq!(
             arguments("udp:127.0.0.1:53-10.0.2.15:5353"),
@@ -109,6 +110,7 @@ mod tests {
             "tcp:8080",
             "tcp:8080-80",
             "tcp::8080-80",
+            "tcp:[::1]-:80",
             "tcp::0-:80",
             "tcp::80-:0",
             "tcp::65536-:80",

@@ -5,8 +5,8 @@ use super::super::testing::{opened, receive_until, send};
 #[test]
 fn a_forward_that_is_none_says_how_they_are_spelled() {
     let error = opened("user=on,hostfwd=tcp::80-80").map(drop).unwrap_err();
-    let expected = "net: hostfwd=tcp::80-80: expected tcp|udp:[HOSTADDR]:HOSTPORT-:GUESTPORT, such as \
-                    tcp:127.0.0.1:8080-:80";
+    let expected = "net: hostfwd=tcp::80-80: expected tcp|udp:[HOSTADDR:]HOSTPORT-:GUESTPORT, such as \
+                    tcp:8080-:80 or tcp:127.0.0.1:8080-:80";
     assert_eq!(error.to_string(), expected);
 }
 
