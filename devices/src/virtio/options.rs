@@ -197,17 +197,23 @@ pub struct Pairs(Vec<(String, String)>);
 impl Pairs {
     /// Takes `text` apart at its commas. A comma that is written twice stands for itself; a comma
     /// at the end means nothing. A first piece without `=` is the value of `implied`, if there is
-    /// an implied key; any other is a flag that is on.
+    /// an implied key. A number alone behind a number continues a list; any other piece without `=`
+    /// is a flag that is on.
     pub fn parse(text: &str, implied: Option<&str>) -> Self {
-        let pairs = pieces(text)
-            .into_iter()
-            .enumerate()
-            .map(|(index, piece)| match (piece.split_once('='), implied) {
-                (Some((key, value)), _) => (key.to_owned(), value.to_owned()),
-                (None, Some(implied)) if index == 0 => (implied.to_owned(), piece),
-                (None, _) => (piece, "on".to_owned()),
-            });
-        Self(pairs.collect())
+        let is_list = |text: &str| text.split(',').all(|piece| piece.parse::<u64>().is_ok());
+        let mut pairs = Self::default();
+        for piece in pieces(text) {
+            match (piece.split_once('='), implied, pairs.0.last_mut()) {
+                (Some((key, value)), ..) => pairs.push(key, value),
+                (None, Some(implied), None) => pairs.push(implied, piece),
+                (None, _, Some((_, numbers))) if is_list(&piece) && is_list(numbers) => {
+                    numbers.push(',');
+                    numbers.push_str(&piece);
+                }
+                (None, ..) => pairs.push(piece, "on"),
+            }
+        }
+        pairs
     }
 
     /// Adds a pair at the end, where it overrules earlier ones of the same key.
@@ -610,6 +616,15 @@ mod tests {
             [("driver", "virtio-rng-pci"), ("share", "on")]
         );
         assert!(parse("share").unwrap().flag("share"));
+    }
+
+    #[test]
+    fn a_number_behind_a_number_continues_a_list() {
+        assert_eq!(parse("drive=3,4,5,share").unwrap().text("drive"), Some("3,4,5"));
+        assert_eq!(Pairs::parse("3,4", Some("drive")).get("drive"), Some("3,4"));
+        for text in ["4", "share,4", "drive=a,4", "drive=,4"] {
+            assert!(complaint(text).contains("there is no option '4'"), "{text}");
+        }
     }
 
     #[test]

@@ -238,12 +238,13 @@ pub(super) fn translate(device: &str, pairs: Pairs, backends: &Backends) -> Resu
 /// so only with `mq=on`, where ours do unless told otherwise.
 fn default_queues(device: &str, options: &mut Pairs, cpus: u32) {
     let queues = options.get("queues");
+    let descriptors = options.get("tap-fd").filter(|list| list.contains(':'));
     let is_disk = ["virtio-blk", "vhost-user-blk"]
         .iter()
         .any(|disk| device.starts_with(disk));
     if is_disk && queues.is_none() && cpus > 1 {
         options.push("queues", cpus.to_string());
-    } else if device.starts_with("virtio-net") && queues.is_some() && options.get("mq").is_none() {
+    } else if device.starts_with("virtio-net") && queues.or(descriptors).is_some() && options.get("mq").is_none() {
         options.push("mq", "off");
     }
 }
@@ -607,6 +608,10 @@ mod tests {
         backends
             .add_netdev(Pairs::parse("type=tap,id=t0,ifname=tap0,queues=2", None))
             .unwrap();
+        for (id, fds) in [("t1", "3"), ("t2", "3:4")] {
+            let netdev = Pairs::parse(&format!("type=tap,id={id},fds={fds}"), None);
+            backends.add_netdev(netdev).unwrap();
+        }
         for (device, text, expected) in [
             (
                 "virtio-blk-pci",
@@ -621,6 +626,9 @@ mod tests {
             ("virtio-rng-pci", "rng=r0", "source=/dev/random"),
             ("virtio-net-pci", "netdev=t0", "tap=tap0,queues=2,mq=off"),
             ("virtio-net-pci", "netdev=t0,mq=on", "tap=tap0,queues=2,mq=on"),
+            ("virtio-net-pci", "netdev=t1", "tap-fd=3"),
+            ("virtio-net-pci", "netdev=t2", "tap-fd=3:4,mq=off"),
+            ("virtio-net-pci", "netdev=t2,mq=on", "tap-fd=3:4,mq=on"),
         ] {
             let resolved = backends.resolve(device, Pairs::parse(text, None)).unwrap();
             assert_eq!(resolved.options.to_string(), expected, "{device},{text}");

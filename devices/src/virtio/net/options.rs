@@ -158,7 +158,7 @@ const OTHERS: &[OptionSpec] = &[
     OptionSpec::new(
         "hostfwd",
         OptionKind::Texts,
-        "with user: a port of the host for the guest, tcp|udp:[HOSTADDR]:HOSTPORT-:GUESTPORT",
+        "with user: a port of the host for the guest, tcp|udp:[HOSTADDR:]HOSTPORT-:GUESTPORT",
     ),
     OptionSpec::new(
         "socket",
@@ -180,7 +180,7 @@ const OTHERS: &[OptionSpec] = &[
     OptionSpec::new(
         "tap-fd",
         OptionKind::Text,
-        "open descriptors of a tap interface, 3 or 3:4, one for each queue pair",
+        "open descriptors of a tap interface, 3 or 3,4, one for each queue pair",
     ),
     OptionSpec::new(
         "vhost",
@@ -204,7 +204,7 @@ const OTHERS: &[OptionSpec] = &[
     OptionSpec::new(
         "mq",
         OptionKind::Flag,
-        "several queue pairs; on if queues= gives several",
+        "several queue pairs; on if queues= or tap-fd= gives several",
     ),
     OptionSpec::new(
         "offload",
@@ -280,7 +280,8 @@ impl NetConfig {
         let mtu = number(["mtu", "host_mtu"]).unwrap_or(0) as u16;
         let speed = options.number("speed").and_then(|speed| u32::try_from(speed).ok());
         let duplex = options.text("duplex");
-        let several = options.number("queues").is_some_and(|queues| queues > 1);
+        let several = options.number("queues").is_some_and(|queues| queues > 1)
+            || options.text("tap-fd").is_some_and(|list| descriptors(list).count() > 1);
         let chosen = SWITCHES.iter().filter(|switch| options.flag(switch.name));
         let mut features = chosen.fold(0, |features, switch| features | 1 << switch.bit);
         for (wanted, bit) in [
@@ -310,6 +311,12 @@ impl NetConfig {
             },
         })
     }
+}
+
+/// The descriptors of `tap-fd=`, as they are written: with commas between them, or with colons as
+/// QEMU has it in `fds=`.
+pub(super) fn descriptors(list: &str) -> impl Iterator<Item = &str> {
+    list.split([',', ':'])
 }
 
 fn read_mac(options: &Options, text: &str) -> Result<MacAddress, ConfigError> {
@@ -359,6 +366,9 @@ mod tests {
         assert_eq!(features("queues=2"), all | 1 << 22);
         assert_eq!(features("queues=2,mq=off"), all);
         assert_eq!(features("mq=on"), all | 1 << 22);
+        assert_eq!(features("tap-fd=3"), all);
+        assert_eq!(features("tap-fd=3,4"), all | 1 << 22);
+        assert_eq!(features("tap-fd=3:4,mq=off"), all);
         assert_eq!(features("mtu=1400"), all | 1 << 3);
         assert_eq!(features("host_mtu=0"), all);
         assert_eq!(features("duplex=full"), all | 1 << 63);

@@ -21,6 +21,7 @@ use crate::io_thread::Source;
 use crate::sys::{fd, tun};
 use crate::virtio::info::Host;
 use crate::virtio::net::data_path::DataPath;
+use crate::virtio::net::options::descriptors;
 use crate::virtio::net::receive::ReceiveBuffers;
 use crate::virtio::net::vhost::VhostPair;
 use crate::virtio::options::{ConfigError, Options};
@@ -54,11 +55,16 @@ pub(super) fn open(options: &Options, host: &Host) -> Result<Opened, ConfigError
     })
 }
 
-/// `tap-fd=N[,N...]`: one descriptor for each queue pair.
+/// `tap-fd=N[,N...]`: one descriptor for each queue pair; `queues=` need not say how many.
 pub(super) fn open_inherited(options: &Options, host: &Host) -> Result<Opened, ConfigError> {
     let list = options.required("tap-fd")?;
-    let numbers: Result<Vec<i32>, _> = list.split([',', ':']).map(str::parse).collect();
-    let numbers = numbers.map_err(|_| options.invalid("tap-fd", list, "descriptors such as 3 or 3:4"))?;
+    let numbers: Result<Vec<i32>, _> = descriptors(list).map(str::parse).collect();
+    let numbers = numbers.map_err(|_| options.invalid("tap-fd", list, "descriptors such as 3 or 3,4"))?;
+    let queues = options.number("queues").unwrap_or(1);
+    if queues > 1 && queues != numbers.len() as u64 {
+        let problem = format!("tap-fd={list} and queues={queues} are not the same number");
+        return Err(options.refused(problem, "give a descriptor for each queue pair, or leave out queues="));
+    }
     let mut files: Vec<File> = Vec::new();
     for number in numbers {
         let refused = |problem: String, remedy: &str| options.refused(format!("tap-fd={number}: {problem}"), remedy);
@@ -326,7 +332,7 @@ impl Endpoint for TapQueue {
     }
 
     fn send(&mut self, frame: &GuestIoVec) -> io::Result<()> {
-        frame.write(self.file.as_fd()).map(drop).map_err(detached_is_idle)
+        frame.write(self.file.as_fd()).map(drop)
     }
 
     fn send_bytes(&mut self, frame: &[u8]) {

@@ -203,7 +203,7 @@ fn descriptors_that_were_inherited_are_queues_like_any_other() {
     }
     let files = open_queues("tap0", 2).unwrap();
     let numbers: Vec<String> = files.iter().map(|file| file.as_raw_fd().to_string()).collect();
-    let mut opened = opened(&format!("tap-fd={}", numbers.join(":"))).unwrap();
+    let mut opened = opened(&format!("tap-fd={},queues=2", numbers.join(","))).unwrap();
     assert_eq!(opened.endpoints.len(), 2);
     configure("tap0");
     let socket = UdpSocket::bind((HOST, 0)).unwrap();
@@ -215,7 +215,11 @@ fn descriptors_that_were_inherited_are_queues_like_any_other() {
 fn what_is_no_descriptor_of_a_tap_is_refused() {
     assert_eq!(
         complaint("tap-fd=x"),
-        "net: tap-fd=x: expected descriptors such as 3 or 3:4"
+        "net: tap-fd=x: expected descriptors such as 3 or 3,4"
+    );
+    assert_eq!(
+        complaint("tap-fd=3,4,queues=3"),
+        "net: tap-fd=3,4 and queues=3 are not the same number; give a descriptor for each queue pair, or leave out queues="
     );
     let file = File::open("/dev/null").unwrap();
     let number = file.as_raw_fd();
