@@ -560,6 +560,13 @@ fn two_backends_are_one_too_many() {
     for (options, complaint) in [
         ("none,hub=0", "none= and hub= are two networks"),
         ("hub=0,queues=2", "hub= has one queue pair, and queues=2"),
+        ("queues=2", "a card without a network has one queue pair, and queues=2"),
+        (
+            "hostfwd=tcp:8080-:80",
+            "hostfwd= is only for a card with user; add user, or leave out hostfwd=",
+        ),
+        ("hub=0,remote=127.0.0.1:1", "remote= is only for a card with dgram"),
+        ("none,vhost=on", "vhost= is only for a card with tap"),
         ("socket=somewhere", "socket=somewhere: expected listen:ADDR"),
         ("socket=fd=9999", "socket=fd=9999: Bad file descriptor"),
         ("dgram=/nowhere/at/all", "dgram=/nowhere/at/all: where to?"),

@@ -55,6 +55,12 @@ pub(super) fn wrap(opened: Opened, options: &Options) -> Result<Opened, ConfigEr
         let problem = format!("capture= sees nothing of what {who} carries");
         return Err(options.refused(problem, format!("leave out {what}")));
     }
+    if !opened.data_paths.is_empty() {
+        tracing::warn!(
+            "{}: the kernel's vhost-net would pass by capture=: frames go through this process",
+            options.subject()
+        );
+    }
     let capture = Capture::create(path).map_err(|error| {
         let problem = format!("capture={}: {error}", path.display());
         options.refused(problem, "give a file that can be written")

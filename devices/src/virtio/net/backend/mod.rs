@@ -230,6 +230,8 @@ impl Opened {
 pub struct Kind {
     /// The option that asks for it.
     pub option: &'static str,
+    /// Options that mean something with it only.
+    pub own: &'static [&'static str],
     /// Opens one. `queues` of the options says how many endpoints; a kind that has only one refuses
     /// more.
     pub open: fn(&Options, &Host) -> Result<Opened, ConfigError>,
@@ -239,34 +241,42 @@ pub struct Kind {
 pub static KINDS: &[Kind] = &[
     Kind {
         option: "none",
+        own: &[],
         open: none::open,
     },
     Kind {
         option: "user",
+        own: &["hostfwd"],
         open: user::open,
     },
     Kind {
         option: "socket",
+        own: &[],
         open: stream::open,
     },
     Kind {
         option: "dgram",
+        own: &["remote"],
         open: datagram::open,
     },
     Kind {
         option: "hub",
+        own: &[],
         open: hub::open,
     },
     Kind {
         option: "tap",
+        own: &["vhost"],
         open: tap::open,
     },
     Kind {
         option: "tap-fd",
+        own: &["vhost"],
         open: tap::open_inherited,
     },
     Kind {
         option: "vhost-user",
+        own: &[],
         open: vhost_user::open,
     },
 ];
@@ -275,23 +285,43 @@ pub static KINDS: &[Kind] = &[
 /// with its link up, as in QEMU.
 ///
 /// # Errors
-/// Two backends at once, or whatever keeps the one from being opened.
+/// Two backends at once, an option of another backend, or whatever keeps the one from being opened.
 pub fn open(options: &Options, host: &Host) -> Result<Opened, ConfigError> {
     let mut named = KINDS.iter().filter(|kind| options.is_given(kind.option));
-    let Some(kind) = named.next() else {
-        return Ok(none::unconnected());
-    };
-    if let Some(other) = named.next() {
+    let kind = named.next();
+    if let (Some(kind), Some(other)) = (kind, named.next()) {
         let problem = format!("{}= and {}= are two networks", kind.option, other.option);
         return Err(options.refused(problem, "give one, and another device for the other"));
     }
-    let opened = (kind.open)(options, host)?;
+    refuse_options_of_others(kind, options)?;
+    let opened = match kind {
+        Some(kind) => (kind.open)(options, host)?,
+        None => none::unconnected(),
+    };
     let (wanted, got) = (options.number("queues").unwrap_or(1), opened.endpoints.len());
     if wanted > got as u64 && got == 1 {
+        let subject = kind.map_or("a card without a network".to_owned(), |kind| {
+            format!("{}=", kind.option)
+        });
         return Err(options.refused(
-            format!("{}= has one queue pair, and queues={wanted}", kind.option),
+            format!("{subject} has one queue pair, and queues={wanted}"),
             "leave out queues=, or use tap=",
         ));
     }
     capture::wrap(opened, options)
+}
+
+/// What would have no effect was not meant so.
+fn refuse_options_of_others(kind: Option<&Kind>, options: &Options) -> Result<(), ConfigError> {
+    let own = kind.map_or(&[][..], |kind| kind.own);
+    for other in KINDS {
+        let mut foreign = other.own.iter().filter(|option| !own.contains(option));
+        let given = |option: &&&str| options.is_given(option) && options.text(option) != Some("off");
+        if let Some(option) = foreign.find(given) {
+            let problem = format!("{option}= is only for a card with {}", other.option);
+            let remedy = format!("add {}, or leave out {option}=", other.option);
+            return Err(options.refused(problem, remedy));
+        }
+    }
+    Ok(())
 }
