@@ -494,6 +494,85 @@ fn a_far_end_that_does_not_read_blocks_and_loses_nothing() {
     }
 }
 
+/// Sends 120 large frames, for which a far end that does not read has no room; one is gone.
+fn block(card: &mut Card<'_>) {
+    let at = card.driver.data();
+    for _ in 0..120 {
+        let buffers = [
+            Buffer::readable(at, card.header() as u32),
+            Buffer::readable(at + 0x1000, 60_000),
+        ];
+        card.driver.post(TX, &buffers);
+    }
+    card.driver.kick(TX);
+    card.driver.complete(TX);
+}
+
+#[test]
+fn a_far_end_that_goes_without_having_read_blocks_nothing() {
+    let (machine, mut cable) = machine("");
+    let mut card = Card::of_first(&machine, Way::Modern);
+    card.post(0, 2048);
+    block(&mut card);
+    // It is what is received that ends the connection.
+    cable.send_raw(&[0xff; 100]);
+    (1..120).for_each(|_| assert_eq!(card.driver.complete(TX).len, 0));
+}
+
+#[test]
+fn what_a_blocked_far_end_did_not_take_is_lost_with_the_cable() {
+    let (machine, mut cable) = machine("");
+    let mut card = Card::of_first(&machine, Way::Modern);
+    block(&mut card);
+    let control = control(&machine);
+    control.set_link(false);
+    (1..120).for_each(|_| assert_eq!(card.driver.complete(TX).len, 0));
+    control.set_link(true);
+    card.post_frame(&frame(1, 60));
+    while cable.receive() != frame(1, 60) {}
+}
+
+#[test]
+fn frames_that_were_sent_before_the_far_end_went_are_received() {
+    let (machine, mut cable) = machine("");
+    let mut card = Card::of_first(&machine, Way::Modern);
+    (0..3).for_each(|seed| cable.send(&frame(seed, 100)));
+    drop(cable);
+    card.send(&frame(9, 60));
+    for seed in 0..3 {
+        card.post(seed.into(), 2048);
+        assert_eq!(card.receive(), frame(seed, 100));
+    }
+}
+
+#[test]
+fn a_client_is_not_hidden_by_one_that_came_and_went_before_it() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.as_path().join("net");
+    let options = format!("socket=listen:{}", path.display());
+    let machine = Machine::new(&[("virtio-net-pci", &options)]).unwrap();
+    let mut card = Card::of_first(&machine, Way::Modern);
+    let connect = || std::os::unix::net::UnixStream::connect(&path).unwrap();
+    for round in 0..200 {
+        drop(connect());
+        let mut cable = Cable::over(connect()).unwrap();
+        card.post(round % 64, 2048);
+        cable.send(&frame(round as u8, 100));
+        assert_eq!(card.receive(), frame(round as u8, 100));
+    }
+}
+
+#[test]
+fn a_card_without_a_network_is_captured_too() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.as_path().join("sent.pcap");
+    let options = format!("capture={}", path.display());
+    let machine = Machine::new(&[("virtio-net-pci", &options)]).unwrap();
+    let mut card = Card::of_first(&machine, Way::Modern);
+    card.send(&frame(1, 60));
+    assert!(std::fs::read(&path).unwrap().ends_with(&frame(1, 60)));
+}
+
 #[test]
 fn datagrams_carry_a_frame_each() {
     let folder = TempDir::new().unwrap();

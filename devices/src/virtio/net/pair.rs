@@ -172,12 +172,16 @@ impl Pair {
         }
         let sent = active && self.transmit(link);
         let received = self.receive(link, active);
+        if self.wanted.send && self.endpoint.sources_changed() {
+            // The far end that took nothing may have gone, as what it sent last has shown.
+            self.flush();
+        }
         sent || received
     }
 
     /// Sends what the driver has posted; with the cable out it is lost, as in QEMU.
     fn transmit(&mut self, link: bool) -> bool {
-        if self.wanted.send && self.flush() {
+        if self.wanted.send && self.flush() && link {
             return false;
         }
         let Some(tx) = &mut self.tx else { return false };
@@ -210,6 +214,11 @@ impl Pair {
             looks.take_after(wait);
         }
         true
+    }
+
+    /// Whether a frame of the driver would go, or be lost for want of a `link`.
+    fn may_send(&self, link: bool) -> bool {
+        !self.wanted.send || !link
     }
 
     /// Whether frames of the driver are looked for by the clock.
@@ -291,7 +300,7 @@ impl Pair {
     fn has_work(&self) -> bool {
         let active = self.is_active();
         let link = self.card.link_is_up();
-        let send = active && !self.wanted.send && self.tx.as_ref().is_some_and(TxQueue::has_work);
+        let send = active && self.may_send(link) && self.tx.as_ref().is_some_and(TxQueue::has_work);
         let room = active && self.rx.as_ref().is_some_and(RxQueue::has_room);
         send || self.readable && (room || !link)
     }
@@ -368,7 +377,8 @@ impl Worker for Pair {
     fn ready(&mut self, token: u32) {
         match token {
             RX_KICK | TX_KICK => {}
-            NUDGE => self.look_for_announcement(),
+            NUDGE if self.number == 0 => self.look_for_announcement(),
+            NUDGE => {}
             TIMER => self.announce(),
             LOOK => return self.look(),
             token => {
@@ -393,7 +403,7 @@ impl Worker for Pair {
             return true;
         }
         let active = self.is_active();
-        let send = active && !self.wanted.send && !self.sends_by_the_clock();
+        let send = active && self.may_send(self.card.link_is_up()) && !self.sends_by_the_clock();
         let receive = active && self.readable;
         let sent = self.tx.as_mut().filter(|_| send).is_some_and(TxQueue::arm);
         let room = self.rx.as_mut().filter(|_| receive).is_some_and(RxQueue::arm);

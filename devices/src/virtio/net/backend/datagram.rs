@@ -90,13 +90,17 @@ impl Endpoint for Datagrams {
     }
 
     fn receive(&mut self, buffers: &mut ReceiveBuffers<'_>) -> io::Result<usize> {
+        let mut last = Ok(0);
         for _ in 0..REFUSALS {
             match buffers.read_from(self.socket().as_fd()) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                result => return result,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                // It says what became of a datagram of ours; one for us may lie behind it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => last = Ok(0),
+                Err(error) => last = Err(error),
+                received => return received,
             }
         }
-        Ok(0)
+        last
     }
 
     fn send(&mut self, frame: &GuestIoVec) -> io::Result<()> {

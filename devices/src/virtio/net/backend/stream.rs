@@ -19,6 +19,7 @@ use crate::io_thread::Source;
 use crate::virtio::info::Host;
 use crate::virtio::net::receive::ReceiveBuffers;
 use crate::virtio::options::{ConfigError, Options};
+use crate::virtio::report::Reporter;
 use crate::virtio::virtq::GuestIoVec;
 
 /// Bytes of the length in front of a frame.
@@ -30,8 +31,10 @@ const READ_AHEAD: usize = 64 << 10;
 /// Bytes that are kept back until the end of the batch, or until there are so many.
 const KEPT_BACK: usize = 64 << 10;
 
-const LISTENER: u32 = 0;
-const CONNECTION: u32 = 1;
+/// The listener has two tokens in turn: with the other one it is watched anew, and tells of who has
+/// come meanwhile.
+const LISTENER: [u32; 2] = [0, 1];
+const CONNECTION: u32 = 2;
 
 /// `socket=listen:ADDR`, `connect:ADDR` or `fd=N`; a descriptor may be one for datagrams too, as in
 /// QEMU.
@@ -90,9 +93,11 @@ fn opened(listener: Option<Bound>, connection: Option<Socket>, name: String) -> 
         connection,
         retired: None,
         changed: false,
+        clients: 0,
         connected: connected.clone(),
         incoming: Incoming::new(),
         outgoing: Outgoing::default(),
+        reporter: Reporter::default(),
     };
     Opened::one(StreamBackend { name, connected }, endpoint)
 }
@@ -120,9 +125,13 @@ struct Stream {
     /// Closed once it is watched no longer.
     retired: Option<Socket>,
     changed: bool,
+    /// How many have gone.
+    clients: usize,
     connected: Arc<AtomicBool>,
     incoming: Incoming,
     outgoing: Outgoing,
+    /// The far end can bring about as many failures as it likes.
+    reporter: Reporter,
 }
 
 impl Stream {
@@ -133,18 +142,18 @@ impl Stream {
             return;
         }
         let Some(listener) = &self.listener else { return };
-        match listener.socket.accept() {
-            Ok((socket, _)) => {
-                if let Err(error) = socket::make_ready(&socket) {
-                    tracing::warn!("virtio-net: a client cannot be served: {error}");
-                    return;
-                }
+        let accepted = listener.socket.accept().and_then(|(socket, _)| {
+            socket::make_ready(&socket)?;
+            Ok(socket)
+        });
+        match accepted {
+            Ok(socket) => {
                 self.connection = Some(socket);
                 self.connected.store(true, Ordering::Relaxed);
                 self.changed = true;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => tracing::warn!("virtio-net: no client: {error}"),
+            Err(error) => self.reporter.warn(format_args!("virtio-net: no client: {error}")),
         }
     }
 
@@ -152,6 +161,7 @@ impl Stream {
     /// half sent is forgotten. The next client is taken as soon as this one is watched no longer.
     fn disconnect(&mut self) {
         self.retired = self.connection.take();
+        self.clients = self.clients.wrapping_add(1);
         self.connected.store(false, Ordering::Relaxed);
         self.changed = true;
         self.incoming.clear();
@@ -164,7 +174,9 @@ impl Stream {
             match self.incoming.next_frame() {
                 Next::Frame(frame) => break frame,
                 Next::Oversized(len) => {
-                    tracing::warn!("virtio-net: the far end sent a frame of {len} bytes; disconnected");
+                    self.reporter.warn(format_args!(
+                        "virtio-net: the far end sent a frame of {len} bytes; disconnected"
+                    ));
                     self.disconnect();
                     continue;
                 }
@@ -186,7 +198,8 @@ impl Stream {
         Ok(self.incoming.bytes.get(frame).unwrap_or_default())
     }
 
-    /// Sends what is waiting. Only `WouldBlock` comes out.
+    /// Sends what is waiting. Only `WouldBlock` comes out: if the far end has gone, what it sent
+    /// before that is still to be received.
     fn push_out(&mut self) -> io::Result<()> {
         let Some(connection) = &self.connection else {
             self.outgoing.clear();
@@ -196,7 +209,7 @@ impl Stream {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
             Err(_) => {
-                self.disconnect();
+                self.outgoing.clear();
                 Ok(())
             }
         }
@@ -207,7 +220,7 @@ impl Endpoint for Stream {
     fn sources(&self, wanted: Wanted) -> Vec<Source> {
         match (&self.connection, &self.listener) {
             (Some(connection), _) => wanted.watch(connection, CONNECTION),
-            (None, Some(listener)) => vec![Source::input(&listener.socket, LISTENER)],
+            (None, Some(listener)) => vec![Source::input(&listener.socket, LISTENER[self.clients % 2])],
             (None, None) => Vec::new(),
         }
     }
@@ -222,7 +235,7 @@ impl Endpoint for Stream {
     }
 
     fn ready(&mut self, token: u32) {
-        if token == LISTENER {
+        if LISTENER.contains(&token) {
             self.accept();
         }
     }
