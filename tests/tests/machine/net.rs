@@ -1,6 +1,7 @@
 //! Network cards: frames, link, addresses, queue pairs. Commands are in `net_control`.
 
-use std::os::unix::net::UnixListener;
+use std::io::Read;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use devices::virtio::net::AnnounceParameters;
@@ -408,7 +409,7 @@ fn a_listening_card_takes_one_client_after_the_other() {
         // Nobody is there, and it is lost.
         card.send(&frame(0, 60));
         for round in 1..4 {
-            let far = std::os::unix::net::UnixStream::connect(&path).unwrap();
+            let far = UnixStream::connect(&path).unwrap();
             let mut cable = Cable::over(far).unwrap();
             card.post(round.into(), 2048);
             cable.send(&frame(round, 100));
@@ -445,11 +446,11 @@ fn a_client_that_speaks_another_language_is_sent_away() {
     let mut card = Card::of_first(&machine, Way::Modern);
     card.post(0, 2048);
     for _ in 0..3 {
-        let mut wrong = Cable::over(std::os::unix::net::UnixStream::connect(&path).unwrap()).unwrap();
+        let mut wrong = Cable::over(UnixStream::connect(&path).unwrap()).unwrap();
         wrong.send_raw(&[0xff; 100]);
         assert!(wrong.is_closed());
     }
-    let mut right = Cable::over(std::os::unix::net::UnixStream::connect(&path).unwrap()).unwrap();
+    let mut right = Cable::over(UnixStream::connect(&path).unwrap()).unwrap();
     right.send(&frame(1, 60));
     assert_eq!(card.receive(), frame(1, 60));
 }
@@ -546,13 +547,31 @@ fn frames_that_were_sent_before_the_far_end_went_are_received() {
 }
 
 #[test]
+fn a_client_that_went_makes_room_for_the_next_when_nothing_can_be_received() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.as_path().join("net");
+    let options = format!("socket=listen:{}", path.display());
+    let machine = Machine::new(&[("virtio-net-pci", &options)]).unwrap();
+    let mut card = Card::of_first(&machine, Way::Modern);
+    drop(UnixStream::connect(&path).unwrap());
+    let mut next = UnixStream::connect(&path).unwrap();
+    next.set_nonblocking(true).unwrap();
+    let mut bytes = [0; 64];
+    wait_for("a frame", || {
+        card.send(&frame(1, 60));
+        next.read_exact(&mut bytes).ok()
+    });
+    assert_eq!(bytes[4..], frame(1, 60));
+}
+
+#[test]
 fn a_client_is_not_hidden_by_one_that_came_and_went_before_it() {
     let folder = TempDir::new().unwrap();
     let path = folder.as_path().join("net");
     let options = format!("socket=listen:{}", path.display());
     let machine = Machine::new(&[("virtio-net-pci", &options)]).unwrap();
     let mut card = Card::of_first(&machine, Way::Modern);
-    let connect = || std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let connect = || UnixStream::connect(&path).unwrap();
     for round in 0..200 {
         drop(connect());
         let mut cable = Cable::over(connect()).unwrap();
@@ -642,10 +661,12 @@ fn two_backends_are_one_too_many() {
         ("queues=2", "a card without a network has one queue pair, and queues=2"),
         (
             "hostfwd=tcp:8080-:80",
-            "hostfwd= is only for a card with user; add user, or leave out hostfwd=",
+            "hostfwd= is only for a card with user=; name the network, or leave out hostfwd=",
         ),
-        ("hub=0,remote=127.0.0.1:1", "remote= is only for a card with dgram"),
-        ("none,vhost=on", "vhost= is only for a card with tap"),
+        ("hub=0,remote=127.0.0.1:1", "remote= is only for a card with dgram="),
+        ("none,vhost=on", "vhost= is only for a card with tap=; leave out vhost="),
+        ("hub=0,reconnect=5", "reconnect= is only for a card with vhost-user="),
+        ("dgram=fd=0,remote=/x", "dgram=fd=0 has its far end; leave out remote="),
         ("socket=somewhere", "socket=somewhere: expected listen:ADDR"),
         ("socket=fd=9999", "socket=fd=9999: Bad file descriptor"),
         ("dgram=/nowhere/at/all", "dgram=/nowhere/at/all: where to?"),

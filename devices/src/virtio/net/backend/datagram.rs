@@ -25,6 +25,9 @@ pub(super) fn open(options: &Options, _host: &Host) -> Result<Opened, ConfigErro
     let local = options.required("dgram")?;
     let refused = |error: io::Error| options.refused(format!("dgram={local}: {error}"), "check the addresses");
     if let Some(number) = local.strip_prefix("fd=").or(local.strip_prefix("fd:")) {
+        if options.is_given("remote") {
+            return Err(options.refused(format!("dgram={local} has its far end"), "leave out remote="));
+        }
         return over(socket::inherited(number).map_err(refused)?).map_err(refused);
     }
     let Some(remote) = options.text("remote") else {

@@ -276,7 +276,7 @@ pub static KINDS: &[Kind] = &[
     },
     Kind {
         option: "vhost-user",
-        own: &[],
+        own: &["reconnect"],
         open: vhost_user::open,
     },
 ];
@@ -316,10 +316,13 @@ fn refuse_options_of_others(kind: Option<&Kind>, options: &Options) -> Result<()
     let own = kind.map_or(&[][..], |kind| kind.own);
     for other in KINDS {
         let mut foreign = other.own.iter().filter(|option| !own.contains(option));
-        let given = |option: &&&str| options.is_given(option) && options.text(option) != Some("off");
-        if let Some(option) = foreign.find(given) {
-            let problem = format!("{option}= is only for a card with {}", other.option);
-            let remedy = format!("add {}, or leave out {option}=", other.option);
+        let is_off = |option: &str| options.text(option) == Some("off") || options.number(option) == Some(0);
+        if let Some(option) = foreign.find(|option| options.is_given(option) && !is_off(option)) {
+            let problem = format!("{option}= is only for a card with {}=", other.option);
+            let remedy = match kind {
+                Some(_) => format!("leave out {option}="),
+                None => format!("name the network, or leave out {option}="),
+            };
             return Err(options.refused(problem, remedy));
         }
     }

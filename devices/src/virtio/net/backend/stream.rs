@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -198,8 +200,8 @@ impl Stream {
         Ok(self.incoming.bytes.get(frame).unwrap_or_default())
     }
 
-    /// Sends what is waiting. Only `WouldBlock` comes out: if the far end has gone, what it sent
-    /// before that is still to be received.
+    /// Sends what is waiting. Only `WouldBlock` comes out: of a far end that has gone, what it sent
+    /// before is still to be received.
     fn push_out(&mut self) -> io::Result<()> {
         let Some(connection) = &self.connection else {
             self.outgoing.clear();
@@ -210,9 +212,23 @@ impl Stream {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
             Err(_) => {
                 self.outgoing.clear();
+                if self.incoming.is_empty() && has_nothing(connection) {
+                    self.disconnect();
+                } else {
+                    // A part of a frame may be there; nothing that makes sense can follow.
+                    let _ = connection.shutdown(Shutdown::Write);
+                }
                 Ok(())
             }
         }
+    }
+}
+
+/// Whether there is nothing to read, now or later.
+fn has_nothing(connection: &Socket) -> bool {
+    match connection.peek(&mut [MaybeUninit::uninit()]) {
+        Ok(len) => len == 0,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
     }
 }
 
@@ -297,6 +313,10 @@ impl Incoming {
             start: 0,
             end: 0,
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.end
     }
 
     fn clear(&mut self) {
