@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: Debian's own kernel boots with every device of the table, draws its buses and powers off.
+//! `cargo xtask demo`: Debian's own kernel boots with a device of each kind, draws its buses and powers off.
 
 use std::fs::File;
 use std::path::Path;
@@ -51,7 +51,7 @@ echo "Powering off."
 poweroff -f
 "#;
 
-/// One device of each row of the table. None of them needs anything of the host.
+/// One device of each kind that needs nothing of the host.
 const DEVICES: [&str; 10] = [
     "--disk",
     "null-co://,size=64M",
@@ -65,7 +65,7 @@ const DEVICES: [&str; 10] = [
     "512M",
 ];
 
-/// Boots Debian's own, unmodified kernel with every device of the table; it draws its buses and powers off.
+/// Boots Debian's own, unmodified kernel with a device of each kind; it draws its buses and powers off.
 #[derive(Args, Debug)]
 pub struct DemoArgs {
     /// Use the lab even where this host's KVM could run the guest.

@@ -73,7 +73,7 @@ pub enum KernelError {
     /// The kernel does not fit below the end of low memory.
     #[error(
         "needs memory up to {needed_mib} MiB, but the guest has {available_mib} MiB below 4 GiB; \
-         give it more (--memory {needed_mib}M)"
+         give it more (--memory or -m {needed_mib}M)"
     )]
     MemoryTooSmall {
         /// Where the kernel's memory ends, in MiB.
@@ -120,7 +120,7 @@ pub enum InitrdError {
     /// It does not fit between the kernel and the highest address that the kernel takes an initrd at.
     #[error(
         "has {size} bytes, and beside the kernel there is room for {room}; \
-         give the guest more memory (--memory) or a smaller initrd"
+         give the guest more memory (--memory or -m) or a smaller initrd"
     )]
     TooLarge {
         /// Its size, in bytes.

@@ -8,7 +8,7 @@ use crate::machine::{Outcome, StartError};
 /// The text under `--help`.
 pub const HELP: &str = "\
 Exit status:
-  0        the guest powered off, or you ended it with Ctrl-A x
+  0        the guest powered off, or you ended it with Ctrl-A x or quit
   1        something on this host failed
   2        the command line or the configuration is wrong
   3        the guest reset itself (reboot, or a panic with panic=-1), with --no-reboot

@@ -75,7 +75,7 @@ struct RunArgs {
     /// A console on virtio, /dev/hvc0 in the guest: stdio, null, pty, file=PATH, socket=PATH or fd=N; several times
     #[arg(long, value_name = "WHERE", value_parser = ports::parse_console)]
     console: Vec<Pairs>,
-    /// A port, /dev/virtio-ports/NAME in the guest: name=NAME[,socket=PATH|,pty|,file=PATH|,fd=N]; several times
+    /// A port, /dev/virtio-ports/NAME in the guest: name=NAME[,socket=PATH|,pty|,file=PATH|,fd=N|,null]; several times
     #[arg(long, value_name = "OPTIONS", value_parser = ports::parse_port)]
     port: Vec<Pairs>,
     /// A reset by the guest ends the process (exit status 3)
@@ -88,7 +88,7 @@ struct RunArgs {
     /// A disk: path=FILE or null-co://, format=raw|qcow2 and more, or vhost-user=SOCKET, see 'innkeeper devices'; in the order of slots, several times
     #[arg(long, value_name = "OPTIONS")]
     disk: Vec<String>,
-    /// A network card and what it is plugged into: user, tap=NAME, tap-fd=N, socket=listen:ADDR|connect:ADDR|fd=N, dgram=ADDR,remote=ADDR,
+    /// A network card and what it is plugged into: user, tap=NAME, tap-fd=N[,N...], socket=listen:ADDR|connect:ADDR|fd=N, dgram=ADDR,remote=ADDR,
     /// hub=N, vhost-user=SOCKET or none; mac=, queues=, vhost=, capture=FILE and more, see 'innkeeper devices'; in the order of slots,
     /// several times
     #[arg(long, value_name = "OPTIONS")]
@@ -96,7 +96,7 @@ struct RunArgs {
     /// A source of random numbers; see 'innkeeper devices' for its options
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     rng: Vec<String>,
-    /// A balloon, which takes memory from the guest: target=SIZE, free-page-reporting=on and more, see 'innkeeper devices'
+    /// A balloon, which takes memory from the guest: target=256M (bytes without a letter), free-page-reporting=on and more, see 'innkeeper devices'
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     balloon: Option<String>,
     /// Any device by its name in 'innkeeper devices', with its options: NAME[,key=value...]; several times

@@ -32,7 +32,7 @@ pub(super) fn parse_port(text: &str) -> Result<Pairs, String> {
     match pairs.get("name") {
         Some(_) => Ok(pairs),
         None => Err(
-            "use name=NAME and where it leads to: socket=PATH, pty, file=PATH, fd=N, such as \
+            "use name=NAME and where it leads to: socket=PATH, pty, file=PATH, fd=N or null, such as \
              name=org.qemu.guest_agent.0,socket=agent.sock"
                 .into(),
         ),

@@ -28,8 +28,7 @@ pub fn run(mut args: Box<RunArgs>) -> Result<ExitCode, Failure> {
     let on_stdio = args.serial() == SerialTarget::Stdio;
     let endpoints = std::mem::take(&mut args.qmp);
     if on_terminal && endpoints.contains(&Endpoint::Stdio) {
-        let problem =
-            "--qmp stdio: a console is on standard input and output already; use --serial none, or --qmp unix:PATH";
+        let problem = "--qmp stdio: a console is on standard input and output already; lead that elsewhere, or use --qmp unix:PATH";
         return Err(Failure::Usage(problem.into()));
     }
     let about = About::new(args.cpus, args.memory);

@@ -58,14 +58,14 @@ const WINDOW64_SIZE: u64 = 32 * GIB;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LayoutError {
     /// Fewer bytes than any supported kernel can start with.
-    #[error("guest memory of {0} bytes is too small; give at least 32 MiB (--memory 32M)")]
+    #[error("guest memory of {0} bytes is too small; give at least 32 MiB (--memory or -m 32M)")]
     TooSmall(u64),
     /// More bytes than the machine can address.
-    #[error("guest memory of {0} bytes is too large; give at most 4 TiB (--memory 4096G)")]
+    #[error("guest memory of {0} bytes is too large; give at most 4 TiB (--memory or -m 4096G)")]
     TooLarge(u64),
     /// Memory is dealt out in MiB.
     #[error(
-        "guest memory of {0} bytes is not a whole number of MiB; give, for example, --memory \
+        "guest memory of {0} bytes is not a whole number of MiB; give, for example, \
          {mib}M", mib = .0 / MIB
     )]
     NotWholeMiB(u64),
@@ -198,7 +198,7 @@ mod tests {
         assert!(
             LayoutError::NotWholeMiB(33 * MIB + 5)
                 .to_string()
-                .ends_with("--memory 33M")
+                .ends_with("give, for example, 33M")
         );
     }
 

@@ -60,7 +60,7 @@ pub enum RamError {
     },
     /// `mmap` failed.
     #[error(
-        "guest memory: cannot map {size} bytes ({reason}); give the guest less memory (--memory), or raise ulimit -v"
+        "guest memory: cannot map {size} bytes ({reason}); give the guest less memory (--memory or -m), or raise ulimit -v"
     )]
     Map {
         /// Bytes asked for.

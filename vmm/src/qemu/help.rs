@@ -107,12 +107,20 @@ fn devices() -> String {
     text
 }
 
+/// Of the one device that has no table.
+const DEBUG_EXIT: &str = "\
+isa-debug-exit options:
+  iobase=<uint32>        - the port (default: 0x501)
+  iosize=<uint32>        - how many ports there are, which makes no difference
+";
+
 /// `-device NAME,help`.
 fn properties(driver: &str) -> String {
     let specs: Vec<&OptionSpec> = match info::find(driver) {
         Ok((info, _)) => info.all_options().collect(),
         Err(error) => match CHILDREN.iter().find(|child| child.name == driver) {
             Some(child) => child.options.iter().collect(),
+            None if driver == "isa-debug-exit" => return DEBUG_EXIT.to_owned(),
             None => return format!("{error}\n"),
         },
     };

@@ -133,11 +133,14 @@ pub(super) fn short(subject: &str, text: &str) -> Result<Line, ConfigError> {
             pairs.push("backend", "socket");
             chardev(subject, pairs).map(Line::Own)
         }
-        _ => Err(ConfigError::refused(
-            format_args!("{subject} {text}"),
-            "there is no such line",
-            "use none, null, stdio, pty, file:PATH, pipe:PATH, unix:PATH, tcp:HOST:PORT or chardev:ID",
-        )),
+        _ => {
+            let remedy = match subject {
+                "-serial" => "use none, null, stdio, pty, file:PATH, unix:PATH or chardev:ID",
+                _ => "use none, null, stdio, pty, file:PATH, pipe:PATH, unix:PATH, tcp:HOST:PORT or chardev:ID",
+            };
+            let line = format_args!("{subject} {text}");
+            Err(ConfigError::refused(line, "there is no such line", remedy))
+        }
     }
 }
 

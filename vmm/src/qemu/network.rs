@@ -208,6 +208,9 @@ fn dgram(mut reader: Reader) -> Result<Pairs, ConfigError> {
     let remote = address(&mut reader, "remote")?;
     let mut options = Pairs::default();
     match (local, remote) {
+        (Some(local), None) if !local.starts_with("fd=") => {
+            return Err(reader.refused("there is nobody to send to", "give remote.type="));
+        }
         (Some(local), remote) => {
             options.push("dgram", local);
             if let Some(remote) = remote {
@@ -332,6 +335,10 @@ mod tests {
             ("bridge,br=br0", "type=bridge: expected user|tap"),
             ("socket,fd=5,listen=:1", "give one of fd="),
             ("socket,mcast=1.2.3.4:5", "use -netdev dgram"),
+            (
+                "dgram,local.type=unix,local.path=a",
+                "there is nobody to send to; give remote.type=",
+            ),
             ("hubport", "hubid= is missing"),
             ("user,restrict=on", "passt lets the guest reach"),
             (

@@ -77,7 +77,7 @@ const PROPERTIES: &[Property] = &[
     property(
         listed("iothread", "link<iothread>", ""),
         Becomes::Object("iothread"),
-        &["virtio-"],
+        &["virtio-", "vhost-user-blk"],
     ),
     property(
         listed("num-queues", "uint16", "the same as queues"),

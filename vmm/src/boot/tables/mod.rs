@@ -29,7 +29,7 @@ const XAPIC_PROCESSORS: u32 = 255;
 pub enum TablesError {
     /// They do not fit their 64 KiB, for which only the number of processors or a user's own AML can be the reason.
     #[error(
-        "firmware tables of {size} bytes for {processors} processors do not fit {room}; give the guest fewer (--cpus)"
+        "firmware tables of {size} bytes for {processors} processors do not fit {room}; give the guest fewer (--cpus or -smp)"
     )]
     TooLarge {
         /// Bytes of all tables.

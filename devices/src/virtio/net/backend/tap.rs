@@ -116,7 +116,11 @@ fn open_queues(name: &str, queues: u64) -> io::Result<Vec<File>> {
 /// What is wrong, and what to do about it.
 fn explain(name: &str, queues: u64, error: &io::Error) -> (String, String) {
     let for_queues = if queues > 1 { " multi_queue" } else { "" };
-    let make = format!("'sudo ip tuntap add {name} mode tap user $USER{for_queues}'");
+    let any = name.is_empty() || name.contains('%');
+    let make = format!(
+        "'sudo ip tuntap add {} mode tap user $USER{for_queues}'",
+        if any { "tap0" } else { name }
+    );
     let exists = exists(name);
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => (
@@ -130,6 +134,10 @@ fn explain(name: &str, queues: u64, error: &io::Error) -> (String, String) {
         Some(libc::EPERM) if exists => (
             "it belongs to another user".to_owned(),
             format!("delete it and make it yours with {make}"),
+        ),
+        Some(libc::EPERM) if any => (
+            "to make an interface takes root".to_owned(),
+            format!("make one once with {make}, and say tap0"),
         ),
         Some(libc::EPERM) => (
             "there is no such interface, and to make one takes root".to_owned(),
